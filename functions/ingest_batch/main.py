@@ -1,0 +1,25 @@
+"""POST /ingest_batch/: many metrics, each accounted for by its position."""
+
+import functions_framework.aio
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metrics_ingest import batch
+from metrics_ingest.service import JSON, NDJSON, Reply, Service, idempotency_key
+
+
+@functions_framework.aio.http
+async def ingest_batch(request: Request) -> Response:
+    return await service.respond(request)
+
+
+async def store_many(body: bytes, headers: Headers) -> Response:
+    """Every metric is stored, a duplicate or rejected when this returns; strictly, all of them or none are stored."""
+    parse = batch.parse_lines if NDJSON in headers.get("content-type", "") else batch.parse_many
+    strict = batch.is_strict(headers)
+    report = await batch.store(parse(body, idempotency_key(headers)), strict=strict)
+    return Reply(report.status, report.to_json(), {"Preference-Applied": "handling=strict"} if strict else None)
+
+
+service = Service("ingest_batch", store_many, media_types=(JSON, NDJSON))

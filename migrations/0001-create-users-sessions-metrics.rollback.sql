@@ -1,0 +1,4 @@
+DROP TABLE metrics;
+DROP TABLE sessions;
+DROP TABLE metric_types;
+DROP TABLE users;

@@ -1,0 +1,1 @@
+DROP FUNCTION create_metrics_partitions(integer);

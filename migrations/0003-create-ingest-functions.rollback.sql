@@ -1,0 +1,2 @@
+DROP FUNCTION ingest_metrics(json);
+DROP FUNCTION register_users(json);

@@ -1,0 +1,94 @@
+"""What can go wrong, and what it means for the one who sent the request.
+
+`CODES` is the whole list: an error's code decides its HTTP status and whether a retry helps.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+CODES: dict[str, HTTPStatus] = {
+    "malformed_json": HTTPStatus.BAD_REQUEST,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "metric_conflict": HTTPStatus.CONFLICT,
+    "payload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "too_many_metrics": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "missing_field": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unknown_field": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_uuid": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_timestamp": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "timestamp_out_of_range": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_value": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "value_out_of_range": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_metric_type": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unknown_metric_type": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unknown_user": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_field": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "empty_batch": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request or with one metric of it; `code` is a key of CODES."""
+
+    code: str
+    detail: str
+    field: str | None = None
+    metric_id: str | None = None
+
+
+class IngestError(Exception):
+    """Base of all that the HTTP layer turns into a problem+json answer."""
+
+    faults: tuple[Fault, ...]
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__(faults[0].detail)
+        self.faults = faults
+
+    @property
+    def code(self) -> str:
+        """The code of the first fault, which is the answer's."""
+        return self.faults[0].code
+
+
+class RequestRefused(IngestError):
+    """The request is wrong: sent again as it is, it will be refused again (4xx)."""
+
+    def __init__(self, *faults: Fault, headers: dict[str, str] | None = None) -> None:
+        super().__init__(*faults)
+        self.headers = headers or {}
+
+
+class StoreUnavailable(IngestError):
+    """The database cannot be reached, or not in time; whatever was sent may be sent again (503)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Fault("store_unavailable", "the database is unavailable; send the same request again"))
+        self.reason = reason  # for the log only: it may hold a driver's message
+
+
+class ConnectionLost(StoreUnavailable):
+    """The connection broke under a statement: whether it was committed is not known."""
+
+
+class Overloaded(IngestError):
+    """More is waiting to be written than WRITE_QUEUE allows; nothing of the request was kept (503)."""
+
+    def __init__(self) -> None:
+        super().__init__(Fault("overloaded", "too many metrics are waiting to be written; send the same request again"))
+
+
+class StatementRefused(IngestError):
+    """The database refused a statement for a reason that validation should have caught: a defect of ours (500)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Fault("internal_error", "an internal error"))
+        self.reason = reason

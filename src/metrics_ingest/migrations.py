@@ -1,0 +1,119 @@
+"""Schema migrations: yoyo over pg8000, one at a time across all machines, each all or nothing."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pg8000.dbapi
+import yoyo
+import yoyo.backends
+import yoyo.connections
+
+from metrics_ingest.settings import Database, read_database
+from metrics_ingest.store import connection_arguments
+
+MONTHS_AHEAD = 2
+LOCK = "pg_advisory_lock(hashtext('metrics-ingest migrations'))"
+UNLOCK = "pg_advisory_unlock(hashtext('metrics-ingest migrations'))"
+
+
+class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo carries no types
+    """yoyo's PostgreSQL backend for pg8000, named postgresql+pg8000 in its URLs (entry point group yoyo.backends).
+
+    It locks with a session's advisory lock, which a killed process cannot leave behind as it would yoyo's lock row; and
+    it applies a migration and records it in one transaction, where yoyo's two could be torn apart.
+    """
+
+    driver_module = "pg8000.dbapi"
+    list_tables_sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
+
+    def connect(self, dburi: Any) -> Any:
+        """Connect to what a yoyo URL names, read by the same rules as DATABASE_URL."""
+        database = read_database({"DATABASE_URL": str(dburi).replace("postgresql+pg8000", "postgresql", 1)})
+        connection = pg8000.dbapi.connect(**connection_arguments(database, None))
+        connection.autocommit = True
+        return connection
+
+    def init_database(self) -> None:
+        """Nothing: PostgreSQL's DDL is transactional, and there is no lock table."""
+
+    def begin(self) -> None:
+        """Begin a transaction, in words: the connection is in autocommit mode."""
+        super().begin()
+
+    def commit(self) -> None:
+        """Commit, likewise."""
+        self.execute("COMMIT")
+        self._in_transaction = False
+
+    def rollback(self) -> None:
+        """Roll back, likewise."""
+        self.execute("ROLLBACK")
+        self._in_transaction = False
+
+    @contextmanager
+    def lock(self, timeout: float = 0) -> Iterator[None]:  # noqa: ARG002  # yoyo's signature; a waiting session is no harm
+        """Wait until no other session migrates this database; the server releases the lock when the session ends."""
+        if self._is_locked:
+            yield
+            return
+        self.execute(f"SELECT {LOCK}")
+        self._is_locked = True
+        try:
+            yield
+        finally:
+            self._is_locked = False
+            self.execute(f"SELECT {UNLOCK}")
+
+    def copy(self) -> AbstractContextManager["Pg8000Backend"]:
+        """This very connection: the steps belong to the transaction that records them."""
+        return nullcontext(self)
+
+    def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        """Apply a migration and record it, or neither."""
+        self.ensure_internal_schema_updated()
+        with self.transaction():
+            super().apply_one(migration, force, mark)
+
+    def rollback_one(self, migration: Any, force: bool = False) -> None:
+        """Roll a migration back and record it, or neither."""
+        self.ensure_internal_schema_updated()
+        with self.transaction():
+            super().rollback_one(migration, force)
+
+
+def migrate(database: Database) -> list[str]:
+    """Bring the schema up to date, make the months' partitions, and return the names of what was applied."""
+    with open_backend(database) as backend, backend.lock():
+        pending = backend.to_apply(yoyo.read_migrations(str(directory())))
+        applied = [migration.id for migration in pending]
+        backend.apply_migrations(pending)
+        backend.execute(f"SELECT create_metrics_partitions({MONTHS_AHEAD})")
+        return applied
+
+
+def rollback(database: Database) -> list[str]:
+    """Roll every migration back, the latest first: all tables and all data go. Return the names."""
+    with open_backend(database) as backend, backend.lock():
+        applied = backend.to_rollback(yoyo.read_migrations(str(directory())))
+        names = [migration.id for migration in applied]
+        backend.rollback_migrations(applied)
+        return names
+
+
+def open_backend(database: Database) -> Pg8000Backend:
+    """Connect yoyo to the database. Raise pg8000's errors."""
+    login = quote(database.user, safe="") + (f":{quote(database.password, safe='')}" if database.password else "")
+    options = {"host": database.host, "port": database.port, "sslmode": database.sslmode}
+    if database.sslrootcert:
+        options["sslrootcert"] = database.sslrootcert
+    url = f"postgresql+pg8000://{login}@/{quote(database.database, safe='')}?{urlencode(options)}"
+    return yoyo.connections.get_backend(url)  # type: ignore[no-any-return]
+
+
+def directory() -> Path:
+    """Where the migrations are: beside this module in an installed wheel, else in the checkout."""
+    installed = Path(__file__).parent / "sql"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "migrations"

@@ -1,0 +1,156 @@
+"""The environment, read once into one frozen object; a bad value is a `BadSetting` that names its variable."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+SSL_MODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+class BadSetting(ValueError):
+    """An environment variable that cannot be used; the message begins with its name and never holds a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Where PostgreSQL is. `host` beginning with `/` is the directory of a Unix socket."""
+
+    host: str
+    port: int
+    user: str
+    database: str
+    password: str | None = field(default=None, repr=False)
+    sslmode: str = "prefer"
+    sslrootcert: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A caller's name and the SHA-256 of its key (32 bytes)."""
+
+    name: str
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the functions run with. Sizes in bytes, times in seconds; README, Configuration, explains each."""
+
+    database: Database
+    api_keys: tuple[ApiKey, ...]
+    max_body_bytes: int
+    max_batch: int
+    max_future_skew_s: float
+    write_lanes: int
+    write_queue: int
+    write_timeout_s: float
+    cors_origins: tuple[str, ...]
+    log_level: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
+        """Raise BadSetting for the first variable that cannot be used."""
+        return cls(
+            database=read_database(environ),
+            api_keys=_api_keys(environ),
+            max_body_bytes=int(_number(environ, "MAX_BODY_BYTES", 10_485_760, least=1)),
+            max_batch=int(_number(environ, "MAX_BATCH", 10_000, least=1)),
+            max_future_skew_s=_number(environ, "MAX_FUTURE_SKEW_S", 86_400, least=0, most=3_153_600_000, whole=False),
+            write_lanes=int(_number(environ, "WRITE_LANES", 2, least=1, most=100)),
+            write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
+            write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),
+            cors_origins=tuple(filter(None, (o.strip() for o in environ.get("CORS_ORIGINS", "").split(",")))),
+            log_level=_choice(environ, "LOG_LEVEL", "INFO", LOG_LEVELS),
+        )
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process. Raise SystemExit with one clear line when a variable is wrong."""
+    try:
+        return Settings.from_environment(os.environ)
+    except BadSetting as error:
+        raise SystemExit(f"metrics-ingest: {error}") from None
+
+
+def read_database(environ: Mapping[str, str]) -> Database:
+    """Read DATABASE_URL, or PGHOST and its like when it is not set, as libpq does."""
+    url = environ.get("DATABASE_URL", "")
+    if not url:
+        if not environ.get("PGHOST"):
+            raise BadSetting("DATABASE_URL is not set (nor PGHOST); it says which PostgreSQL to write to")
+        host, options = environ["PGHOST"], {"sslmode": environ.get("PGSSLMODE"), "sslrootcert": environ.get("PGSSLROOTCERT")}
+        user, password, database = environ.get("PGUSER"), environ.get("PGPASSWORD"), environ.get("PGDATABASE")
+        port, source = environ.get("PGPORT") or "5432", "PGPORT"
+    else:
+        parts, source = urlsplit(url), "DATABASE_URL"
+        if parts.scheme not in ("postgresql", "postgres"):
+            raise BadSetting("DATABASE_URL must begin with postgresql://")
+        options = dict(parse_qsl(parts.query))
+        host = options.get("host") or unquote(parts.hostname or "") or "localhost"
+        location = parts.netloc.rpartition("@")[2].rpartition("]")[2]
+        port = options.get("port") or location.partition(":")[2] or "5432"
+        user = options.get("user") or unquote(parts.username or "") or None
+        password = options.get("password") or (unquote(parts.password) if parts.password else None)
+        database = unquote(parts.path[1:]) or None
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise BadSetting(f"{source} has a port that is not a number from 1 to 65535")
+    if not user:
+        raise BadSetting(f"{'DATABASE_URL' if url else 'PGUSER'} names no user")
+    sslmode = options.get("sslmode") or ("prefer" if _is_local(host) else "require")
+    if sslmode not in SSL_MODES:
+        raise BadSetting(f"{'DATABASE_URL' if url else 'PGSSLMODE'}: sslmode must be one of {', '.join(SSL_MODES)}")
+    if "\0" in f"{host}{user}{password}{database}":
+        raise BadSetting(f"{'DATABASE_URL' if url else 'PGHOST'} has a NUL character")
+    return Database(host, int(port), user, database or user, password, sslmode, options.get("sslrootcert"))
+
+
+def _is_local(host: str) -> bool:
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _api_keys(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
+    entries = [entry.strip() for entry in environ.get("API_KEYS", "").split(",") if entry.strip()]
+    keys = []
+    for entry in entries:
+        name, _, digest = entry.partition(":")
+        if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise BadSetting("API_KEYS must be a comma-separated list of name:sha256-of-key (64 hexadecimal digits)")
+        keys.append(ApiKey(name, bytes.fromhex(digest)))
+    anonymous = _choice(environ, "ALLOW_ANONYMOUS", "false", ("true", "false"), str.lower) == "true"
+    if not keys and not anonymous:
+        raise BadSetting("API_KEYS is not set; set it, or ALLOW_ANONYMOUS=true when something in front authenticates")
+    return tuple(keys)
+
+
+def _number(
+    environ: Mapping[str, str], name: str, default: float, *, least: float, most: float = 2**31, whole: bool = True
+) -> float:
+    text = environ.get(name, "").strip()
+    try:
+        value = (int(text) if whole else float(text)) if text else default
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise BadSetting(f"{name} must be a {'whole ' if whole else ''}number from {least:g} to {most:g}, not {text[:40]!r}")
+    return value
+
+
+def _choice(
+    environ: Mapping[str, str], name: str, default: str, choices: tuple[str, ...], fold: "type[str] | object" = str.upper
+) -> str:
+    text = environ.get(name, "").strip() or default
+    value = text.lower() if fold is str.lower else text.upper()
+    if value not in choices:
+        raise BadSetting(f"{name} must be one of {', '.join(choices)}, not {text[:40]!r}")
+    return value

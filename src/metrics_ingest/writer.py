@@ -1,0 +1,195 @@
+"""Group commit: while one transaction commits, what arrives meanwhile waits and goes together in the next.
+
+A request is answered only after its own commit, so the functions stay stateless and a 2xx is durable. A process holds
+WRITE_LANES connections whatever its concurrency, and nothing is left to do after the answer.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+from metrics_ingest.errors import ConnectionLost, IngestError, Overloaded, StatementRefused, StoreUnavailable
+from metrics_ingest.settings import settings
+from metrics_ingest.store import Call, Commit, Outcome, Store
+
+MOST_PER_CALL = 10_000  # metrics that are merged into one transaction; a single request may hold more
+BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last repeats: recovery is noticed within half a second
+SWEEP_S = 0.25
+
+logger = logging.getLogger(__name__)
+
+
+class Job:
+    """One request's items on their way to the database."""
+
+    __slots__ = ("call", "commit", "deadline", "future", "items", "maybe_stored")
+
+    def __init__(
+        self, call: Call, items: Sequence[Any], commit: Commit, deadline: float, future: asyncio.Future[list[Outcome]]
+    ) -> None:
+        self.call = call
+        self.items = items
+        self.commit = commit
+        self.deadline = deadline
+        self.future = future
+        self.maybe_stored = False  # a connection was lost while it was being stored
+
+
+class Writer:
+    """The queue and the lanes of one process; all methods belong to one event loop."""
+
+    def __init__(self, stores: Sequence[Store], queue_limit: int, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle = list(stores)
+        self._threads = ThreadPoolExecutor(len(stores), thread_name_prefix="lane")
+        self._queue_limit = queue_limit
+        self._timeout_s = timeout_s
+        self._waiting: deque[Job] = deque()
+        self._waiting_items = 0
+        self._in_flight: set[Job] = set()
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._dispatch_planned = False
+        self._sweep_planned = False
+
+    async def write(self, call: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS) -> list[Outcome]:
+        """Store the items and return the outcomes worth telling, positions relative to `items`, after the commit.
+
+        Raise Overloaded at once, StoreUnavailable after WRITE_TIMEOUT_S at the latest, StatementRefused for a defect.
+        """
+        if self._waiting and self._waiting_items + len(items) > self._queue_limit:
+            raise Overloaded
+        future: asyncio.Future[list[Outcome]] = self._loop.create_future()
+        self._waiting.append(Job(call, items, commit, self._loop.time() + self._timeout_s, future))
+        self._waiting_items += len(items)
+        if not self._dispatch_planned and self._idle:
+            # Not now but when this turn of the loop ends: what arrived in the same turn goes along.
+            self._dispatch_planned = True
+            self._loop.call_soon(self._dispatch)
+        if not self._sweep_planned:
+            self._sweep_planned = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+        return await future
+
+    def _dispatch(self) -> None:
+        self._dispatch_planned = False
+        while self._idle and (jobs := self._take()):
+            flush = self._loop.create_task(self._flush(self._idle.pop(), jobs))
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
+
+    def _take(self) -> list[Job]:
+        """The jobs at the head of the queue that can share a transaction."""
+        jobs: list[Job] = []
+        size = 0
+        while self._waiting:
+            job = self._waiting[0]
+            alone = job.commit is not Commit.ALWAYS
+            if jobs and (alone or job.call is not jobs[0].call or size + len(job.items) > MOST_PER_CALL):
+                break
+            self._waiting.popleft()
+            self._waiting_items -= len(job.items)
+            if job.future.done():  # its time was up
+                continue
+            jobs.append(job)
+            size += len(job.items)
+            if alone:
+                break
+        return jobs
+
+    async def _flush(self, store: Store, jobs: list[Job]) -> None:
+        self._in_flight.update(jobs)
+        try:
+            await self._store(store, jobs)
+        except BaseException as error:  # nothing may leave a request waiting
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(StatementRefused(f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            self._in_flight.difference_update(jobs)
+            self._idle.append(store)
+            self._dispatch()
+
+    async def _store(self, store: Store, jobs: list[Job]) -> None:
+        """Store the jobs in one transaction, again and again until it is known to be committed or their time is up."""
+        for attempt in range(1_000_000):
+            jobs = [job for job in jobs if not job.future.done()]
+            if not jobs:
+                return
+            items = jobs[0].items if len(jobs) == 1 else [item for job in jobs for item in job.items]
+            try:
+                outcomes = await self._loop.run_in_executor(
+                    self._threads, store.call, jobs[0].call, items, jobs[0].commit
+                )
+            except StoreUnavailable as error:
+                if isinstance(error, ConnectionLost):
+                    for job in jobs:
+                        job.maybe_stored = True
+                if attempt:
+                    logger.warning("store unavailable: %s", error.reason)
+                await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.5, 1))
+            except StatementRefused as error:
+                if len(jobs) == 1:
+                    _settle(jobs[0], error)
+                    return
+                # One request's data must not fail another's: each on its own.
+                for job in jobs:
+                    await self._store(store, [job])
+                return
+            else:
+                _deliver(jobs, outcomes)
+                return
+
+    def _sweep(self) -> None:
+        """Give up what has waited too long. One timer for all is far cheaper than one for each request."""
+        now = self._loop.time()
+        for job in (*self._in_flight, *self._waiting):
+            if job.deadline <= now:
+                _settle(job, StoreUnavailable("no commit within WRITE_TIMEOUT_S"))
+        self._sweep_planned = bool(self._in_flight or self._waiting)
+        if self._sweep_planned:
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _deliver(jobs: list[Job], outcomes: list[Outcome]) -> None:
+    """Give each job its own outcomes, its own positions."""
+    if not outcomes:
+        for job in jobs:
+            _settle(job, [])
+        return
+    start = at = 0
+    for job in jobs:
+        end = start + len(job.items)
+        own = []
+        while at < len(outcomes) and outcomes[at].position < end:
+            outcome = outcomes[at]
+            at += 1
+            # After a lost connection the first copy may be what the lost attempt had stored: it counts as stored, once.
+            if not (job.maybe_stored and outcome.kind == "duplicate" and not outcome.facts.get("repeat")):
+                own.append(outcome._replace(position=outcome.position - start))
+        start = end
+        _settle(job, own)
+
+
+def _settle(job: Job, result: list[Outcome] | IngestError) -> None:
+    if job.future.done():
+        return
+    if isinstance(result, IngestError):
+        job.future.set_exception(result)
+    else:
+        job.future.set_result(result)
+
+
+@cache
+def writer() -> Writer:
+    """This process's writer, made by its first request: functions-framework imports before it forks."""
+    chosen = settings()
+    stores = [Store(chosen.database, chosen.write_timeout_s) for _ in range(chosen.write_lanes)]
+    return Writer(stores, chosen.write_queue, chosen.write_timeout_s)
+
+
