@@ -1,4 +1,48 @@
-SHELL := /bin/sh
+# metrics-ingest: what a person wants to do with it. `make help` lists the targets.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+export PORT HOST DATABASE_URL
+
+.PHONY: help install run psql test check bench migrate lock clean
+.DEFAULT_GOAL := help
+
+help: ## List these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+install: .venv/installed ## Make .venv with the package and what it needs (the other targets do it when they must)
+
+.venv/installed: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "metrics-ingest: Python 3.11 or newer is needed, $(PYTHON) is `$(PYTHON) -V 2>&1`; try: make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "setting up .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install ## Serve every function on one port with an embedded PostgreSQL [PORT=8000] [DATABASE_URL=…]
+	@exec $(BIN)/python -m metrics_ingest.emulator
+
+psql: install ## Open psql on the database of `make run` (or read SQL from standard input)
+	@exec $(BIN)/python -m metrics_ingest.embedded
+
+test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS=…]
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## Lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+migrate: install ## Bring the schema of DATABASE_URL up to date
+	@$(BIN)/metrics-ingest migrate
+
+lock: install ## Pin the newest versions that pyproject.toml allows, with hashes
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--all-extras pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove .venv, caches and the local database
+	@rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

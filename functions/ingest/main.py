@@ -1,13 +1,12 @@
 """POST /ingest/: one metric."""
 
 import functions_framework.aio
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
 from metrics_ingest import batch
 from metrics_ingest.errors import RequestRefused
-from metrics_ingest.service import Reply, Service, idempotency_key
+from metrics_ingest.service import Headers, Reply, Service, idempotency_key
 
 
 @functions_framework.aio.http
@@ -20,10 +19,10 @@ async def store_one(body: bytes, headers: Headers) -> Response:
     report = await batch.store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])
-    reply_headers = {"Metric-Id": str(report.metrics[0]["metric_id"])}
+    fields = [(b"metric-id", str(report.metrics[0]["metric_id"]).encode())]
     if report.duplicates:
-        reply_headers["Idempotent-Replayed"] = "true"
-    return Reply(200, b'{"message":"Metric stored successfully!"}', reply_headers)
+        fields.append((b"idempotent-replayed", b"true"))
+    return Reply(200, b'{"message":"Metric stored successfully!"}', fields)
 
 
 service = Service("ingest", store_one)

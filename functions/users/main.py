@@ -2,11 +2,10 @@
 
 import functions_framework.aio
 from pydantic_core import to_json
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest.service import Reply, Service, idempotency_key
+from metrics_ingest.service import Headers, Reply, Service, idempotency_key
 from metrics_ingest.users import parse, register
 
 

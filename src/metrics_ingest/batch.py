@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
-from starlette.datastructures import Headers
 from typing_extensions import TypedDict
 
 from metrics_ingest import metrics
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.metrics import METRIC, Metric
-from metrics_ingest.service import fault_entry
+from metrics_ingest.metrics import METRIC, Metric, shown
+from metrics_ingest.service import Headers, fault_entry
 from metrics_ingest.settings import settings
 from metrics_ingest.store import Call, Commit, Outcome
 from metrics_ingest.writer import writer
@@ -123,11 +122,12 @@ def _raw(line: bytes) -> Any:
 
 
 def is_strict(headers: Headers) -> bool:
-    """Whether the sender prefers handling=strict (RFC 7240, sections 2 and 4.4)."""
-    preferences = ",".join(headers.getlist("prefer")).lower().split(",")
-    first = [p.split(";")[0].replace(" ", "").replace('"', "") for p in preferences]
-    handling = [preference for preference in first if preference.startswith("handling=")]
-    return handling[:1] == ["handling=strict"]  # of several, the first counts
+    """Whether the sender prefers handling=strict (RFC 7240, sections 2 and 4.4). Of several wishes the first counts."""
+    for preference in headers.get(b"prefer", b"").lower().split(b","):
+        name, _, value = preference.partition(b";")[0].partition(b"=")
+        if name.strip() == b"handling":
+            return value.strip().strip(b'"') == b"strict"
+    return False
 
 
 async def store(batch: Batch, *, strict: bool = False) -> Report:
@@ -160,7 +160,7 @@ def _fault(outcome: Outcome, metric: Metric) -> Fault:
     elif outcome.kind == "unknown_metric_type":
         field_name, detail = "metric_type", f"metric type {metric_type} is {'retired' if facts['retired'] else 'not registered'}"
     elif outcome.kind == "value_out_of_range":
-        field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {metric['value']:.17g}"
+        field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(metric['value'])}"
     else:
         field_name = "metric_id"
         detail = f"this metric {'stands earlier in the batch' if facts['repeat'] else 'is stored already'} with other content"
@@ -168,12 +168,12 @@ def _fault(outcome: Outcome, metric: Metric) -> Fault:
 
 
 def _range(facts: dict[str, Any]) -> str:
-    least, most = facts["min"], facts["max"]
+    least, most = (bound if bound is None else f"{bound:.17g}" for bound in (facts["min"], facts["max"]))
     if facts["flag"]:
         return "0 or 1"
     if least is None:
-        return f"at most {most:.17g}"
-    return f"at least {least:.17g}" if most is None else f"between {least:.17g} and {most:.17g}"
+        return f"at most {most}"
+    return f"at least {least}" if most is None else f"between {least} and {most}"
 
 
 def _completed(

@@ -1,25 +1,29 @@
 """`make run`: the cloud on one port. Every function, loaded by functions-framework from the file that the cloud runs."""
 
-import asyncio
-import json
 import os
 import signal
 import socket
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
+import pg8000.exceptions
 import uvicorn
 from functions_framework import create_app
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metrics_ingest import migrations
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.service import JSON, Reply, problem
-from metrics_ingest.settings import BadSetting, Settings
+from metrics_ingest.service import Reply, problem
+from metrics_ingest.settings import read_database, settings
 
 FUNCTIONS = ("ingest", "ingest_batch", "users")
+EXAMPLE = (
+    '{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time",'
+    '"value":12.34,"timestamp":"2024-08-08T12:34:56Z"}'
+)
 
 
 class Dispatcher:
@@ -29,27 +33,86 @@ class Dispatcher:
         self._functions = functions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] != "http":
-            return
+        """Serve one request (the ASGI interface)."""
         segment = scope["path"].strip("/").partition("/")[0]
         app = self._functions.get(segment)
         if app is None:
-            app = self._index if not segment and scope["method"] in ("GET", "HEAD") else _not_found(scope["path"])
+            is_index = not segment and scope["method"] in ("GET", "HEAD")
+            app = Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]})) if is_index else _not_found(scope)
         await app(scope, receive, send)
 
-    @property
-    def _index(self) -> ASGIApp:
-        return Reply(200, json.dumps({"functions": [f"/{name}/" for name in self._functions]}).encode(), None, JSON)
 
-
-def _not_found(path: str) -> ASGIApp:
-    return problem(RequestRefused(Fault("not_found", f"no function owns the path {path[:200]!r}")))
+def _not_found(scope: Scope) -> ASGIApp:
+    return problem(RequestRefused(Fault("not_found", f"no function owns the path {scope['path'][:200]!r}")))
 
 
 def load(directory: Path) -> Dispatcher:
     """Load every function below `directory` (functions/<name>/main.py)."""
-    loaded: dict[str, Any] = {}
-    for name in FUNCTIONS:
-        loaded[name] = create_app(name, str(directory / name / "main.py"), "http")
-    return Dispatcher(loaded)
+    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in FUNCTIONS})
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM; exit with one line when something is wrong with the setting."""
+    # Until uvicorn takes the signals over, they end the process through the `finally` that stops the database.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.environ.setdefault("ALLOW_ANONYMOUS", "true")
+    host = os.environ.get("HOST") or "127.0.0.1"
+    listener = _listen(host, os.environ.get("PORT") or "8000")
+    try:
+        with _database() as look:
+            settings()
+            functions = load(Path(__file__).parents[2] / "functions")
+            _announce(f"http://{host}:{listener.getsockname()[1]}", look)
+            config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises it again when it has stopped for it
+
+
+def _listen(host: str, port: str) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, int(port)), family=family, backlog=2048)
+    except (ValueError, OverflowError):
+        raise SystemExit(f"metrics-ingest: PORT must be a number from 0 to 65535, not {port!r}") from None
+    except OSError as error:
+        raise SystemExit(
+            f"metrics-ingest: cannot listen on {host}:{port} ({error.strerror}); choose another: make run PORT=8001"
+        ) from None
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    """Have a migrated database in DATABASE_URL; give the command that looks into it."""
+    embedded = not (os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"))
+    if embedded:
+        from metrics_ingest.embedded import AlreadyUsed, postgres
+    try:
+        with postgres() if embedded else nullcontext(os.environ.get("DATABASE_URL")) as url:
+            if embedded:
+                os.environ["DATABASE_URL"] = str(url)
+            database = settings().database
+            try:
+                migrations.migrate(database)
+            except (pg8000.exceptions.Error, OSError) as error:
+                where = f"{database.host}:{database.port}/{database.database}"
+                raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
+            yield "make psql" if embedded else 'psql "$DATABASE_URL"'
+    except AlreadyUsed if embedded else () as error:
+        raise SystemExit(f"metrics-ingest: {error}; is `make run` running already?") from None
+
+
+def _announce(base: str, look: str) -> None:
+    routes = "\n".join(f"  POST {base}/{name}/" for name in FUNCTIONS)
+    sys.stdout.write(
+        f"metrics-ingest is ready:\n{routes}\n\ntry it:\n"
+        f"  curl {base}/users/ -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","name":"Greg","email":"greg@gmail.com"}}\'\n'
+        f"  curl {base}/ingest/ -H 'Content-Type: application/json' \\\n    -d '{EXAMPLE}'\n"
+        f"look:\n  echo 'SELECT * FROM metrics' | {look}\n\nstop with Ctrl-C\n"
+    )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from functools import lru_cache
+from time import time
 from typing import Annotated, Any
 from uuid import UUID, uuid3, uuid5
 
 from pydantic import ConfigDict, Field, GetPydanticSchema, StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_json
 from typing_extensions import NotRequired, TypedDict
 
 from metrics_ingest.errors import Fault
@@ -69,7 +70,7 @@ INVALID = {
 
 
 def complete(metric: Metric, latest: datetime, key: str | None, position: int) -> Fault | None:
-    """Fill in what the sender may leave out and put the timestamp in UTC, in place; return what is wrong, if anything.
+    """Fill in what the sender may leave out, the timestamp in UTC and a flag as a number, in place; return the fault, if any.
 
     `latest` is the last acceptable instant; `key` the Idempotency-Key, which with the position gives the metric's id.
     """
@@ -86,6 +87,7 @@ def complete(metric: Metric, latest: datetime, key: str | None, position: int) -
     if metric["user_id"] == NIL:
         return Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", str(metric["metric_id"]))
     metric["timestamp"] = timestamp = timestamp.astimezone(UTC)
+    metric["value"] = float(metric["value"])
     if "session_id" not in metric:
         metric["session_id"] = implicit_session(metric["user_id"], timestamp.date())
     return None
@@ -93,7 +95,7 @@ def complete(metric: Metric, latest: datetime, key: str | None, position: int) -
 
 def latest_acceptable(skew_s: float) -> datetime:
     """The last instant that a timestamp may name now."""
-    return datetime.now(UTC) + timedelta(seconds=skew_s)
+    return datetime.fromtimestamp(time() + skew_s, UTC)
 
 
 @lru_cache(maxsize=65_536)
@@ -151,5 +153,5 @@ EXPECTED = {
 
 def shown(value: object) -> str:
     """The value as the sender would recognise it, in at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else f"{value}"
+    text = to_json(value, inf_nan_mode="constants").decode()
     return text if len(text) <= 60 else text[:57] + "..."

