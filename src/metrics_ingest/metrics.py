@@ -5,12 +5,12 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from time import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from uuid import UUID, uuid3, uuid5
 
 from pydantic import ConfigDict, Field, GetPydanticSchema, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema, to_json
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault
 
@@ -70,7 +70,7 @@ INVALID = {
 
 
 def complete(metric: Metric, latest: datetime, key: str | None, position: int) -> Fault | None:
-    """Fill in what the sender may leave out, the timestamp in UTC and a flag as a number, in place; return the fault, if any.
+    """Fill in what may be left out, put the time in UTC and a flag as a number, in place; return the fault, if any.
 
     `latest` is the last acceptable instant; `key` the Idempotency-Key, which with the position gives the metric's id.
     """
@@ -108,9 +108,7 @@ def _random_uuid() -> UUID:
     return UUID(bytes=os.urandom(16), version=4)
 
 
-def faults(
-    error: ValidationError, invalid: dict[str, str] = INVALID, skip: int = 0
-) -> dict[int | None, list[Fault]]:
+def faults(error: ValidationError, invalid: dict[str, str] = INVALID, skip: int = 0) -> dict[int | None, list[Fault]]:
     """Pydantic's errors as ours, by the item's position (None where it is not one item of a list that is wrong).
 
     `skip` steps of each location lead to the list.
@@ -138,7 +136,9 @@ def _fault(kind: str, name: str | None, message: str, value: object, invalid: di
         return Fault("unknown_field", f"{name} is not a field that is known here", name)
     if kind == "greater_than_equal":
         return Fault("timestamp_out_of_range", f"{name} must not be before {EARLIEST:%Y-%m-%d}", name)
-    return Fault(invalid.get(name, "invalid_field"), f"{name} must be {EXPECTED.get(name, 'valid')}, got {shown(value)}", name)
+    return Fault(
+        invalid.get(name, "invalid_field"), f"{name} must be {EXPECTED.get(name, 'valid')}, got {shown(value)}", name
+    )
 
 
 EXPECTED = {

@@ -27,6 +27,7 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
     """
 
     driver_module = "pg8000.dbapi"
+    _is_locked = False
     list_tables_sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
 
     def connect(self, dburi: Any) -> Any:

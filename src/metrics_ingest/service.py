@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from metrics_ingest import __version__
-from metrics_ingest.errors import CODES, Fault, IngestError, Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
@@ -98,11 +98,16 @@ class Service:
         media_type = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
         if media_type not in self._media_types:
             wanted = " or ".join(known.decode() for known in self._media_types)
-            raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {shown(media_type.decode('latin-1'))}"))
+            raise RequestRefused(
+                Fault("unsupported_media_type", f"send {wanted}, not {shown(media_type.decode('latin-1'))}")
+            )
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b"gzip", b"x-gzip"):
             raise RequestRefused(
-                Fault("unsupported_encoding", f"send the body as it is or as gzip, not as {shown(encoding.decode('latin-1'))}"),
+                Fault(
+                    "unsupported_encoding",
+                    f"send the body as it is or as gzip, not as {shown(encoding.decode('latin-1'))}",
+                ),
                 headers={"Accept-Encoding": "gzip, identity"},
             )
         too_large = RequestRefused(Fault("payload_too_large", f"the body may have {limit} bytes at most"))

@@ -84,7 +84,10 @@ def read_database(environ: Mapping[str, str]) -> Database:
     if not url:
         if not environ.get("PGHOST"):
             raise BadSetting("DATABASE_URL is not set (nor PGHOST); it says which PostgreSQL to write to")
-        host, options = environ["PGHOST"], {"sslmode": environ.get("PGSSLMODE"), "sslrootcert": environ.get("PGSSLROOTCERT")}
+        host, options = (
+            environ["PGHOST"],
+            {"sslmode": environ.get("PGSSLMODE"), "sslrootcert": environ.get("PGSSLROOTCERT")},
+        )
         user, password, database = environ.get("PGUSER"), environ.get("PGPASSWORD"), environ.get("PGDATABASE")
         port, source = environ.get("PGPORT") or "5432", "PGPORT"
     else:
@@ -142,12 +145,18 @@ def _number(
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
-        raise BadSetting(f"{name} must be a {'whole ' if whole else ''}number from {least:g} to {most:g}, not {text[:40]!r}")
+        raise BadSetting(
+            f"{name} must be a {'whole ' if whole else ''}number from {least:g} to {most:g}, not {text[:40]!r}"
+        )
     return value
 
 
 def _choice(
-    environ: Mapping[str, str], name: str, default: str, choices: tuple[str, ...], fold: "type[str] | object" = str.upper
+    environ: Mapping[str, str],
+    name: str,
+    default: str,
+    choices: tuple[str, ...],
+    fold: "type[str] | object" = str.upper,
 ) -> str:
     text = environ.get(name, "").strip() or default
     value = text.lower() if fold is str.lower else text.upper()

@@ -1,11 +1,11 @@
 """Registering the users whom metrics belong to."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from uuid import UUID, uuid5
 
 from pydantic import ConfigDict, EmailStr, Field, StringConstraints, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from metrics_ingest import metrics
 from metrics_ingest.errors import Fault, RequestRefused

@@ -193,5 +193,3 @@ def writer() -> Writer:
     chosen = settings()
     stores = [Store(chosen.database, chosen.write_timeout_s) for _ in range(chosen.write_lanes)]
     return Writer(stores, chosen.write_queue, chosen.write_timeout_s)
-
-
