@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PORT HOST DATABASE_URL
 
-.PHONY: help install run psql test check bench migrate lock clean
+.PHONY: help install run psql test check migrate lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -46,3 +46,5 @@ lock: install ## Pin the newest versions that pyproject.toml allows, with hashes
 clean: ## Remove .venv, caches and the local database
 	@rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+include $(wildcard benchmarks/*.mk deploy/*.mk tests/*.mk tests/*/*.mk)

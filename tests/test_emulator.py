@@ -43,12 +43,17 @@ def emulate(tmp_path: Path) -> Iterator[Emulate]:
         yield start
 
 
-def failure(directory: Path | None = None, **environment: str) -> str:
+def failure(environment: dict[str, str], directory: Path | None = None) -> str:
     """The one line that the emulator ends with."""
     done = subprocess.run(
         [sys.executable, "-m", "metrics_ingest.emulator"],
-        cwd=directory, env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -119,7 +124,7 @@ def test_database_url_is_used_instead_of_an_embedded_one(emulate: Emulate, datab
 def test_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = failure(PORT=str(port))
+        line = failure({"PORT": str(port)})
     assert line.startswith(f"metrics-ingest: cannot listen on 127.0.0.1:{port}")
     assert "make run PORT=" in line
 
@@ -138,14 +143,14 @@ def test_port_in_use_is_one_clear_line() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_bad_setting_is_one_clear_line(environment: dict[str, str], expected: str) -> None:
-    line = failure(**{"PORT": str(free_port()), "DATABASE_URL": "postgresql://u@127.0.0.1:1/d"} | environment)
+    line = failure({"PORT": str(free_port()), "DATABASE_URL": "postgresql://u@127.0.0.1:1/d"} | environment)
     assert line.startswith(f"metrics-ingest: {expected}")
     assert "secret" not in line
 
 
 def test_second_emulator_on_the_same_data_is_refused(emulate: Emulate, tmp_path: Path) -> None:
     first = emulate()
-    assert "is `make run` running already?" in failure(tmp_path, PORT=str(free_port()))
+    assert "is `make run` running already?" in failure({"PORT": str(free_port())}, tmp_path)
     assert requests.get(f"{first.url}/ingest/health", timeout=10).status_code == 200
 
 
