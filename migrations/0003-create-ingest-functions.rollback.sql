@@ -1,2 +1,2 @@
-DROP FUNCTION ingest_metrics(json);
+DROP FUNCTION ingest_metrics(uuid[], timestamptz[], uuid[], uuid[], text[], float8[]);
 DROP FUNCTION register_users(json);

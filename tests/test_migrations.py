@@ -78,11 +78,11 @@ def test_ingest_function_works_on_each_server(server: Postgres) -> None:
     url = server.clone()
     user = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
     query(url, f'SELECT register_users(\'[{{"user_id":"{user}","name":"Greg"}}]\')')
-    metric = f'{{"user_id":"{user}","metric_type":"%s","value":1,"timestamp":"2024-08-08T12:34:56Z",'
-    metric += f'"session_id":"{user}","metric_id":"{user}"}}'
-    batch = f"[{metric % 'talked_time'},{metric % 'talked_time'},{metric % 'speaker_used'},{metric % 'nothing'}]"
+    types = ["talked_time", "talked_time", "speaker_used", "nothing"]
+    columns = [[USER] * 4, ["2024-08-08T12:34:56Z"] * 4, [USER] * 4, [USER] * 4, types, ["1"] * 4]
+    batch = ", ".join("'{" + ",".join(column) + "}'" for column in columns)
     for outcomes in ([(2, "duplicate"), (3, "metric_conflict"), (4, "unknown_metric_type")], None):
-        (((answer,),),) = (query(url, f"SELECT ingest_metrics('{batch}')"),)
+        (((answer,),),) = (query(url, f"SELECT ingest_metrics({batch})"),)
         if outcomes:
             assert sorted((entry["position"], entry["outcome"]) for entry in answer) == outcomes
         else:
