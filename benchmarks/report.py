@@ -1,0 +1,151 @@
+"""The runs as tables: the median of each server's rounds, the spread between them, and how they compare with ours."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.database import Postgres
+from benchmarks.servers import HERE, PEERS, ROOT, SERVERS
+
+TITLES = {
+    "single": "One metric a request, 64 connections",
+    "lone": "One metric a request, 1 connection",
+    "batch": "1,000 metrics a request, 4 connections",
+    "crowd": "One metric a request, 1,000 connections",
+    "start": "From the start of the process to its first 200",
+    "growth-single": "Growth: one metric a request, 64 connections",
+    "growth-batch": "Growth: 1,000 metrics a request, 4 connections",
+}
+COPY = {"copy": "COPY of ready text by psql (limit)", "copy-2": "COPY by two psql at once (limit)"}
+COLUMNS = (
+    ("requests_per_s", "requests/s", "{:,.0f}"),
+    ("p50_ms", "p50 ms", "{:.2f}"),
+    ("p99_ms", "p99 ms", "{:.2f}"),
+    ("rows_per_s", "rows/s", "{:,.0f}"),
+    ("server_us", "server CPU µs/metric", "{:.1f}"),
+    ("postgres_us", "PostgreSQL CPU µs/metric", "{:.1f}"),
+    ("memory_mib", "memory MiB", "{:.0f}"),
+    ("connections", "database connections", "{:.0f}"),
+    ("errors", "errors", "{:.0f}"),
+    ("start_ms", "ms", "{:.0f}"),
+)
+# What issue 4 asked for: (title, workload, figure, of, against, at least or at most, bound); "against" None: the figure itself.
+TARGETS = (
+    ("single, requests/s against FastAPI + asyncpg", "single", "requests_per_s", "ours", "fastapi", ">=", 4.0),
+    ("single, requests/s against FastAPI + asyncpg, BEGIN … COMMIT", "single", "requests_per_s", "ours", "fastapi-tx", ">=", 4.0),
+    ("single, p99 against FastAPI + asyncpg", "single", "p99_ms", "ours", "fastapi", "<=", 1.0),
+    ("single, requests/s against Fastify + postgres.js", "single", "requests_per_s", "ours", "fastify-postgres", ">=", 1.0),
+    ("single, requests/s against the empty function", "single", "requests_per_s", "ours", "empty", ">=", 0.6),
+    ("1 connection, p50 against FastAPI + asyncpg", "lone", "p50_ms", "ours", "fastapi", "<=", 0.6),
+    ("1 connection, p50 against FastAPI + asyncpg, BEGIN … COMMIT", "lone", "p50_ms", "ours", "fastapi-tx", "<=", 0.6),
+    ("batch, rows/s against FastAPI + asyncpg", "batch", "rows_per_s", "ours", "fastapi", ">=", 3.0),
+    ("batch, rows/s against COPY", "batch", "rows_per_s", "ours", "copy", ">=", 0.6),
+    ("start against FastAPI + asyncpg", "start", "start_ms", "ours", "fastapi", "<=", 1.0),
+    ("1,000 connections, errors", "crowd", "errors", "ours", None, "<=", 0),
+    ("1,000 connections, database connections", "crowd", "connections", "ours", None, "<=", 2),
+    ("20 million stored against none, requests/s", "growth-single", "requests_per_s",
+     "ours, 20 million stored", "ours, 0 million stored", ">=", 0.9),
+    ("20 million stored against none, rows/s", "growth-batch", "rows_per_s",
+     "ours, 20 million stored", "ours, 0 million stored", ">=", 0.9),
+)  # fmt: skip
+Document = dict[str, Any]
+
+
+def machine(postgres: Postgres) -> dict[str, str]:
+    """What it was measured on and with."""
+    processor = next((line.partition(": ")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "")
+    packages = ("functions-framework", "gunicorn", "pg8000", "pydantic", "uvicorn", "uvloop")
+    facts = {
+        "processor": f"{os.cpu_count()} cores, {processor or platform.machine()}",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "postgresql": str(postgres.run("SHOW server_version")[0][0]),
+        "ours": ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "wrk": " ".join(_output("wrk", "--version").split()[:2]),
+        "node": _output("node", "--version"),
+    }
+    frozen = _output(f"{PEERS}/python", "-m", "pip", "freeze").splitlines()
+    peers = ("asyncpg", "fastapi", "Flask", "psycopg", "uvicorn")
+    facts["python peers"] = ", ".join(line.replace("==", " ") for line in frozen if line.partition("==")[0] in map(str, peers))
+    lock = json.loads((ROOT / HERE / "node/package-lock.json").read_text())["packages"]
+    facts["node peers"] = ", ".join(f"{name} {lock[f'node_modules/{name}']['version']}" for name in ("fastify", "postgres", "pg"))
+    return facts
+
+
+def _output(*command: str) -> str:
+    try:  # wrk --version exits with 1
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return "none"
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def figure(document: Document, workload: str, name: str, key: str) -> float | None:
+    """The median over the rounds; of errors and connections the most."""
+    values = [run[key] for run in document["runs"] if (run["workload"], run["name"]) == (workload, name) and run.get(key) is not None]
+    if not values:
+        return None
+    return float(max(values) if key in ("errors", "connections") else statistics.median(values))
+
+
+def render(document: Document) -> str:
+    """All of it as Markdown."""
+    lines = [f"Measured {document['when']} in {document['minutes']} minutes; {document['options']}.", ""]
+    lines += [f"- {name}: {fact}" for name, fact in document["machine"].items()]
+    lines += [f"- skipped: {name}, {reason}" for name, reason in document["skipped"].items()]
+    for workload, title in TITLES.items():
+        names = list(dict.fromkeys(run["name"] for run in document["runs"] if run["workload"] == workload))
+        if names:
+            lines += ["", f"### {title}", "", *_table(document, workload, names)]
+    targets = [row for row in map(lambda target: _target(document, *target), TARGETS) if row]
+    if targets:
+        lines += ["", "### Targets", "", "| work | measured | target | |", "|---|---:|---:|---|", *targets]
+    return "\n".join(lines)
+
+
+def _table(document: Document, workload: str, names: list[str]) -> list[str]:
+    shown = [column for column in COLUMNS if any(figure(document, workload, name, column[0]) is not None for name in names)]
+    rate = "start_ms" if workload == "start" else "rows_per_s" if "batch" in workload else "requests_per_s"
+    header = ["", *(title for _, title, _ in shown), "rounds, lowest to highest", "ours is"]
+    rows = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for name in names:
+        values = [figure(document, workload, name, key) for key, _, _ in shown]
+        cells = ["" if v is None else form.format(v) for v, (_, _, form) in zip(values, shown, strict=True)]
+        runs = [run[rate] for run in document["runs"] if (run["workload"], run["name"]) == (workload, name)]
+        cells.append(f"{min(runs):,.0f} to {max(runs):,.0f}")
+        # Against the first row, which is ours (for growth: with nothing stored).
+        first, own = figure(document, workload, names[0], rate), figure(document, workload, name, rate)
+        cells.append(f"{first / own:.2f} ×" if first and own else "")
+        rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
+    return rows
+
+
+def _title(name: str) -> str:
+    base, _, workers = name.partition("-w")
+    title = COPY.get(base) or (SERVERS[base].title if base in SERVERS else base)
+    return f"{title}, {workers} processes" if workers else title
+
+
+def _target(
+    document: Document, title: str, workload: str, key: str, name: str, against: str | None, relation: str, bound: float
+) -> str:
+    measured = figure(document, workload, name, key)
+    base = figure(document, workload, against, key) if against else 1.0
+    if measured is None or not base:
+        return ""
+    ratio = measured / base
+    met = ratio >= bound if relation == ">=" else ratio <= bound
+    unit = " ×" if against else ""
+    words = "at least" if relation == ">=" else "at most"
+    return f"| {title} | {ratio:.3g}{unit} | {words} {bound:g}{unit} | {'reached' if met else 'NOT reached'} |"
