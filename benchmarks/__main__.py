@@ -1,15 +1,17 @@
-"""make bench: this product and what people would pick instead, side by side on one machine. docs/benchmarks.md explains."""
+"""`make bench`: this product and what people would pick instead, side by side. docs/benchmarks.md explains it."""
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10, help="of measuring in each run (%(default)s)")
     parser.add_argument("--warmup", type=float, default=2, help="seconds of load before it (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="A B A B …: how often each is measured (%(default)s)")
-    parser.add_argument("--only", type=_list, help=f"servers, of {', '.join((*SERVERS, 'copy', 'copy-2'))}; and NAME-wN: N processes")
+    names = ", ".join((*SERVERS, "copy", "copy-2"))
+    parser.add_argument("--only", type=_list, help=f"of {names}; and NAME-wN, with N processes, where listed")
     parser.add_argument("--workloads", type=_list, default=[*LOADS, "start"], help="of %(default)s")
     parser.add_argument("--growth", type=_list, nargs="?", const=["0", "1", "5", "20"], default=[], metavar="MILLIONS",
                         help="also measure with so many million metrics stored already (0,1,5,20)")  # fmt: skip
@@ -66,7 +69,7 @@ class Benchmark:
         for workload in self.options.workloads:
             if workload == "start":
                 names = self._chosen((*STACKS, "empty"))
-                self._rounds(workload, {name: (lambda name=name: self._start(name)) for name in names}, times=3)
+                self._rounds(workload, {name: partial(self._start, name) for name in names}, times=3)
             else:
                 function, connections, size, candidates = LOADS[workload]
                 names = self._chosen(candidates)
@@ -74,8 +77,8 @@ class Benchmark:
                     files = max(2, round(self.options.seconds * 80_000 / COPY_ROWS))
                     self.copy_files = self.postgres.write_copy_files(files, COPY_ROWS)
                 self._rounds(workload, {
-                    name: (lambda name=name: self._copy(name)) if name.startswith("copy")
-                    else (lambda name=name: self._load(name, function, connections, size))
+                    name: partial(self._copy, name) if name.startswith("copy")
+                    else partial(self._load, name, function, connections, size)
                     for name in names
                 })  # fmt: skip
         if self.options.growth:
@@ -90,10 +93,11 @@ class Benchmark:
         for workload in ("single", "batch"):
             if workload in self.options.workloads and self._chosen(("ours",)):
                 function, connections, size, _ = LOADS[workload]
-                self._rounds(f"growth-{workload}", {
-                    title: lambda name=name: self._load("ours", function, connections, size, name)
-                    for title, name in databases.items()
-                })  # fmt: skip
+                measures = {
+                    title: partial(self._load, "ours", function, connections, size, database)
+                    for title, database in databases.items()
+                }
+                self._rounds(f"growth-{workload}", measures)
 
     def _chosen(self, candidates: tuple[str, ...]) -> list[str]:
         """Those that were asked for and can run here."""
@@ -109,7 +113,7 @@ class Benchmark:
                 chosen.append(name)
         return chosen
 
-    def _rounds(self, workload: str, entries: dict[str, Callable[[], Run]], times: int = 1) -> None:
+    def _rounds(self, workload: str, entries: Mapping[str, Callable[[], Run]], times: int = 1) -> None:
         for number in range(self.options.rounds * times):
             for name, measure in entries.items():
                 run = {"workload": workload, "name": name, "round": number + 1, **measure()}
@@ -131,17 +135,19 @@ class Benchmark:
                 check_validation(process, self.postgres)
             since = time.time()
             warm = self._wrk(self.options.warmup, connections, process.port, process.path, size)
-            cpu = cpu_seconds(process.pid), cpu_seconds(self.postgres.pid)
+            cpu = cpu_seconds(process.pid), cpu_seconds(self.postgres.pid), _load_generator_seconds()
             result = self._wrk(self.options.seconds, connections, process.port, process.path, size)
-            cpu = cpu_seconds(process.pid) - cpu[0], cpu_seconds(self.postgres.pid) - cpu[1]
+            after = cpu_seconds(process.pid), cpu_seconds(self.postgres.pid), _load_generator_seconds()
         metrics = (result["requests"] - result["refused"]) * (size or 1)
+        server_us, postgres_us, load_us = (1e6 * (b - a) / max(metrics, 1) for a, b in zip(cpu, after, strict=True))
         run = {
             "requests_per_s": result["requests"] / result["seconds"],
             "rows_per_s": metrics / result["seconds"] if database else None,
             "p50_ms": result["p50_ms"],
             "p99_ms": result["p99_ms"],
-            "server_us": 1e6 * cpu[0] / max(metrics, 1),
-            "postgres_us": 1e6 * cpu[1] / max(metrics, 1) if database else None,
+            "server_us": server_us,
+            "postgres_us": postgres_us if database else None,
+            "load_us": load_us,
             "memory_mib": process.memory / 2**20,
             "connections": process.connections,
             "errors": result["refused"] + result["lost"] + warm["refused"] + warm["lost"],
@@ -157,8 +163,9 @@ class Benchmark:
 
     def _wrk(self, seconds: float, connections: int, port: int, path: str, size: int) -> Run:
         output = subprocess.run(
-            ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s", "--timeout", "30s",
-             "--script", "benchmarks/load.lua", f"http://127.0.0.1:{port}", "--", self.users, path, str(size)],
+            ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s",
+             "--timeout", "30s", "--script", "benchmarks/load.lua",
+             f"http://127.0.0.1:{port}", "--", self.users, path, str(size)],
             cwd=ROOT, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         return dict(json.loads(output.splitlines()[-1]))
@@ -173,9 +180,8 @@ class Benchmark:
         begun = time.perf_counter()
         loaders = []
         for number in range(parallel):
-            commands = [
-                part for path in self.copy_files[number::parallel] for part in ("-c", rf"\copy metrics ({COLUMNS}) from '{path}'")
-            ]
+            files = self.copy_files[number::parallel]
+            commands = [rf"--command=\copy metrics ({COLUMNS}) from '{path}'" for path in files]
             loaders.append(subprocess.Popen(
                 [self.postgres.bin / "psql", "-q", "-X", "-v", "ON_ERROR_STOP=1", *commands],
                 env={**os.environ, **self.postgres.environment("ours")},
@@ -193,6 +199,16 @@ class Benchmark:
             "errors": 0,
             "stored": stored,
         }
+
+
+def _rounded(value: object) -> object:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def _load_generator_seconds() -> float:
+    """CPU time of the children that have ended: in the course of one run, only wrk."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -219,7 +235,7 @@ def main() -> None:
                 "machine": machine(postgres),
                 "options": {name: getattr(options, name) for name in ("seconds", "warmup", "rounds", "users")},
                 "skipped": benchmark.skipped,
-                "runs": [{k: round(v, 3) if isinstance(v, float) else v for k, v in run.items()} for run in benchmark.runs],
+                "runs": [{key: _rounded(value) for key, value in run.items()} for run in benchmark.runs],
             }
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """A PostgreSQL of the benchmark's own, durable as in production: fsync and synchronous_commit on."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -29,7 +28,7 @@ SETTINGS = {
     "timezone": "UTC",
 }
 COLUMNS = "user_id, timestamp, metric_id, session_id, metric_type, value"
-# Spread over 90 days, each user's in the order of time, as they would have come in.
+# The last 90 days, a session a user and day, each user's in the order of time, as they would have come in.
 HISTORY = """
 SET session_replication_role = replica;  -- the keys hold by construction; checking each would take minutes
 DO $$
@@ -42,14 +41,14 @@ BEGIN
     END LOOP;
 END $$;
 INSERT INTO sessions (user_id, session_id, start_time)
-SELECT user_id, md5(user_id::text || day::date)::uuid, day
-FROM users, generate_series(date_trunc('day', now() - interval '91 days'), now(), interval '1 day') AS day;
+SELECT user_id, gen_random_uuid(), now() - ago * interval '1 day' FROM users, generate_series(90, 1, -1) AS ago
+ORDER BY user_id, ago DESC;
 INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value, received_at)
-SELECT user_id, stored, gen_random_uuid(), md5(user_id::text || stored::date)::uuid,
-       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + floor(random() * 4)::int],
-       round(random()), stored
-FROM users, generate_series(now() - interval '90 days', now() - interval '1 hour',
-                            interval '90 days' * (SELECT count(*) FROM users) / {rows}) AS stored;
+SELECT user_id, moment, gen_random_uuid(), session_id,
+       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + number % 4], number % 2, moment
+FROM (SELECT 1 + {rows} / count(*) AS times, interval '1 day' / (1 + {rows} / count(*)) AS step FROM sessions) AS daily,
+     sessions, generate_series(0, times - 1) AS number, LATERAL (SELECT start_time + number * step AS moment) AS at
+LIMIT {rows};
 """
 # One session a user; users in random order, as they would come in.
 READY_TEXT = """
@@ -104,12 +103,12 @@ class Postgres:
     def run(self, sql: str, database: str = USER, **parameters: Any) -> list[Any]:
         connection = self.connect(database)
         try:
-            return connection.run(sql, **parameters) if parameters else connection.execute_simple(sql).rows
+            return list(connection.run(sql, **parameters) if parameters else connection.execute_simple(sql).rows or ())
         finally:
             connection.close()
 
     def environment(self, database: str) -> dict[str, str]:
-        """libpq's variables, which every driver here reads."""
+        """The variables of libpq, which every driver here reads."""
         return {"PGHOST": str(self.directory), "PGPORT": str(PORT), "PGUSER": USER, "PGDATABASE": database}
 
     def clear(self, database: str) -> None:
@@ -139,7 +138,7 @@ class Postgres:
         for path in paths:
             path.touch()
             path.chmod(0o666)
-            self.run(f"COPY ({READY_TEXT.format(rows=rows)}) TO '{path}'", "ours")  # noqa: S608
+            self.run(f"COPY ({READY_TEXT.format(rows=rows)}) TO '{path}'", "ours")
         return paths
 
     def add_copy_sessions(self) -> None:
@@ -165,4 +164,4 @@ class Postgres:
         self.run(sql, "ours", ids=self.user_ids)
         self.run("VACUUM ANALYZE", "ours")
         self.run("CREATE DATABASE peers TEMPLATE ours")
-        self.run("ALTER TABLE metrics ADD CONSTRAINT metrics_type_fkey FOREIGN KEY (metric_type) REFERENCES metric_types", "peers")
+        self.run("ALTER TABLE metrics ADD FOREIGN KEY (metric_type) REFERENCES metric_types", "peers")

@@ -1,4 +1,4 @@
-"""What this product would be without group commit: a sync function, a pg8000 connection a thread, a transaction a request."""
+"""Our product without group commit: a sync function, a pg8000 connection a thread, a transaction a request."""
 
 import os
 import threading
