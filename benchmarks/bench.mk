@@ -1,21 +1,23 @@
-# Included by the Makefile at the root. BENCH passes options on: make bench BENCH="--seconds 2 --only ours,fastapi"
+# Included by the Makefile at the root. The other stacks have an environment and locks of their own.
 BENCH_VENV := .local/bench-venv
+BENCH_NODE := benchmarks/peers/node
 
 .PHONY: bench bench-lock
-bench: install $(BENCH_VENV)/.done benchmarks/peers/node/node_modules/.done ## compare with other stacks, side by side (BENCH="--help" for options)
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: install $(BENCH_VENV)/installed $(BENCH_NODE)/node_modules/installed ## Compare with other stacks, side by side [BENCH="--seconds 2 --only ours,fastapi"]
+	@$(BIN)/python -m benchmarks $(BENCH)
 
-bench-lock: install ## lock what the other stacks need anew
-	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-		-o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
-	cd benchmarks/peers/node && npm update --omit-lockfile-registry-resolved
+bench-lock: install ## Pin the newest versions of the other stacks
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		benchmarks/peers/requirements.in -o benchmarks/peers/requirements.txt
+	@cd $(BENCH_NODE) && npm update --omit-lockfile-registry-resolved
 
-$(BENCH_VENV)/.done: benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/pip install -q --require-hashes -r benchmarks/peers/requirements.txt
-	touch $@
+$(BENCH_VENV)/installed: benchmarks/peers/requirements.txt
+	@echo "setting up $(BENCH_VENV) (once)"
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
-# Without Node the Node peers are skipped, and the benchmark says so.
-benchmarks/peers/node/node_modules/.done: benchmarks/peers/node/package-lock.json
-	if command -v npm >/dev/null; then cd benchmarks/peers/node && npm ci --no-audit --no-fund; fi
-	mkdir -p $(@D) && touch $@
+# Without Node its stacks are skipped, and the benchmark says so.
+$(BENCH_NODE)/node_modules/installed: $(BENCH_NODE)/package-lock.json
+	@if command -v npm >/dev/null; then cd $(BENCH_NODE) && npm ci --silent --no-audit --no-fund; fi
+	@mkdir -p $(@D) && touch $@

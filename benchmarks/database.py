@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,9 +29,8 @@ SETTINGS = {
     "timezone": "UTC",
 }
 COLUMNS = "user_id, timestamp, metric_id, session_id, metric_type, value"
-# The last 90 days, a session a user and day, each user's in the order of time, as they would have come in.
-HISTORY = """
-SET session_replication_role = replica;  -- the keys hold by construction; checking each would take minutes
+# The last 90 days, a session a user and day.
+PAST_SESSIONS = """
 DO $$
 BEGIN
     FOR ago IN 1..3 LOOP
@@ -42,13 +42,17 @@ BEGIN
 END $$;
 INSERT INTO sessions (user_id, session_id, start_time)
 SELECT user_id, gen_random_uuid(), now() - ago * interval '1 day' FROM users, generate_series(90, 1, -1) AS ago
-ORDER BY user_id, ago DESC;
+ORDER BY user_id, ago DESC
+"""
+# Each user's in the order of time, as they would have come in.
+PAST_METRICS = """
+SET session_replication_role = replica;  -- the foreign keys hold by construction; checking each row would take minutes
 INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value, received_at)
 SELECT user_id, moment, gen_random_uuid(), session_id,
        (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + number % 4], number % 2, moment
-FROM (SELECT 1 + {rows} / count(*) AS times, interval '1 day' / (1 + {rows} / count(*)) AS step FROM sessions) AS daily,
-     sessions, generate_series(0, times - 1) AS number, LATERAL (SELECT start_time + number * step AS moment) AS at
-LIMIT {rows};
+FROM sessions, generate_series(0, {daily} - 1) AS number,
+     LATERAL (SELECT start_time + number * interval '1 day' / {daily} AS moment) AS at
+WHERE user_id {half} '80000000-0000-0000-0000-000000000000'
 """
 # One session a user; users in random order, as they would come in.
 READY_TEXT = """
@@ -103,7 +107,8 @@ class Postgres:
     def run(self, sql: str, database: str = USER, **parameters: Any) -> list[Any]:
         connection = self.connect(database)
         try:
-            return list(connection.run(sql, **parameters) if parameters else connection.execute_simple(sql).rows or ())
+            rows = connection.run(sql, **parameters) if parameters else connection.execute_simple(sql).rows
+            return list(rows or ())
         finally:
             connection.close()
 
@@ -124,11 +129,14 @@ class Postgres:
         return int(self.run(sql, database, since=since)[0][0])
 
     def grow(self, millions: float) -> str:
-        """A database like ours with so many million metrics in it; its name."""
+        """A database like ours with about so many million metrics in it; its name."""
         name = f"grown_{millions:g}".replace(".", "_")
         self.run(f"CREATE DATABASE {name} TEMPLATE ours")
-        if millions:
-            self.run(HISTORY.format(rows=int(millions * 1e6)), name)
+        daily = round(millions * 1e6 / len(self.user_ids) / 90)
+        if daily:
+            self.run(PAST_SESSIONS, name)
+            with ThreadPoolExecutor() as pool:  # half of the users each: it keeps two cores busy
+                list(pool.map(lambda half: self.run(PAST_METRICS.format(daily=daily, half=half), name), ("<", ">=")))
         self.run("VACUUM ANALYZE", name)
         return name
 
