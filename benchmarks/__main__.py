@@ -44,9 +44,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--growth", type=_list, nargs="?", const=["0", "1", "5", "20"], default=[], metavar="MILLIONS",
                         help="also measure with so many million metrics stored already (0,1,5,20)")  # fmt: skip
     parser.add_argument("--users", type=int, default=1000, help="registered users (%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/latest.json")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="(benchmarks/results/<time>.json)")
     parser.add_argument("--report", type=Path, metavar="JSON", help="only print the tables of an earlier run")
-    return parser.parse_args()
+    options = parser.parse_args()
+    known = {*STACKS, "empty", *(name for *_, candidates in LOADS.values() for name in candidates)}
+    unknown = {*(options.only or ())} - known | {*options.workloads} - {*LOADS, "start"}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return options
 
 
 def _list(text: str) -> list[str]:
@@ -163,7 +168,7 @@ class Benchmark:
 
     def _wrk(self, seconds: float, connections: int, port: int, path: str, size: int) -> Run:
         output = subprocess.run(
-            ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s",
+            ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s",
              "--timeout", "30s", "--script", "benchmarks/load.lua",
              f"http://127.0.0.1:{port}", "--", self.users, path, str(size)],
             cwd=ROOT, check=True, capture_output=True, text=True,
@@ -217,11 +222,10 @@ def main() -> None:
         print(render(json.loads(options.report.read_text())))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
-    workloads = options.workloads
     if shutil.which("wrk") is None:
         print("wrk, the load generator, is not installed (Debian, Ubuntu: apt install wrk; macOS: brew install wrk)."
               " Only the time to start is measured.")  # fmt: skip
-        options.workloads = [workload for workload in workloads if workload == "start"]
+        options.workloads = [workload for workload in options.workloads if workload == "start"]
         options.growth = []
     begun = time.time()
     with Postgres(ROOT / ".local/bench-data", options.users) as postgres:
@@ -237,9 +241,10 @@ def main() -> None:
                 "skipped": benchmark.skipped,
                 "runs": [{key: _rounded(value) for key, value in run.items()} for run in benchmark.runs],
             }
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(document, indent=1) + "\n")
-            print(f"\n{render(document)}\nWritten to {options.out}")
+            out = options.out or ROOT / f"benchmarks/results/{datetime.fromtimestamp(begun, UTC):%Y-%m-%d-%H%M}.json"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(document).replace('{"workload"', '\n{"workload"') + "\n")
+            print(f"\n{render(document)}\n\nWritten to {out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pg8000.native
@@ -84,15 +83,17 @@ class Postgres:
                 user=cluster.system_user, stdout=log, stderr=log, start_new_session=True, cwd="/",
             )  # fmt: skip
         self.pid = self._process.pid
-        self._wait()
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            assert self.run(f"SHOW {setting}") == [["on"]], f"{setting} is off"
-        self._create_databases()
+        try:
+            self._wait()
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                assert self.run(f"SHOW {setting}") == [["on"]], f"{setting} is off"
+            self._create_databases()
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._process.send_signal(signal.SIGINT)  # fast shutdown
         self._process.wait()
         shutil.rmtree(self._data, ignore_errors=True)

@@ -127,14 +127,14 @@ def _table(document: Document, workload: str, names: list[str]) -> list[str]:
     present = {key for name in names for run in _runs(document, workload, name) for key in run if run[key] is not None}
     shown = [column for column in COLUMNS if column[0] in present]
     rate = "start_ms" if workload == "start" else "rows_per_s" if "batch" in workload else "requests_per_s"
-    header = ["", *(title for _, title, _ in shown), "rounds, lowest to highest", "ours is"]
+    compared = f"{_title(names[0])} {'takes' if rate == 'start_ms' else 'is'}"
+    header = ["", *(title for _, title, _ in shown), "rounds, lowest to highest", compared]
     rows = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
     for name in names:
         values = [figure(document, workload, name, key) for key, _, _ in shown]
         cells = ["" if v is None else form.format(v) for v, (_, _, form) in zip(values, shown, strict=True)]
         runs = [run[rate] for run in _runs(document, workload, name)]
         cells.append(f"{min(runs):,.0f} to {max(runs):,.0f}")
-        # Against the first row, which is ours (for growth: with nothing stored).
         first, own = figure(document, workload, names[0], rate), figure(document, workload, name, rate)
         cells.append(f"{first / own:.2f} x" if first and own else "")
         rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
