@@ -132,6 +132,7 @@ class Postgres:
     def grow(self, millions: float) -> str:
         """A database like ours with about so many million metrics in it; its name."""
         name = f"grown_{millions:g}".replace(".", "_")
+        self.clear("ours")
         self.run(f"CREATE DATABASE {name} TEMPLATE ours")
         daily = round(millions * 1e6 / len(self.user_ids) / 90)
         if daily:
