@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.database import COLUMNS, Postgres
 from benchmarks.report import machine, render
 from benchmarks.servers import ROOT, SERVERS, check_validation, cpu_seconds, start
@@ -140,11 +142,11 @@ class Benchmark:
                 check_validation(process, self.postgres)
             since = time.time()
             warm = self._wrk(self.options.warmup, connections, process.port, process.path, size)
-            cpu = cpu_seconds(process.pid), cpu_seconds(self.postgres.pid), _load_generator_seconds()
+            before = self._cpu(process.pid)
             result = self._wrk(self.options.seconds, connections, process.port, process.path, size)
-            after = cpu_seconds(process.pid), cpu_seconds(self.postgres.pid), _load_generator_seconds()
+            cpu = [after - start for start, after in zip(before, self._cpu(process.pid), strict=True)]
         metrics = (result["requests"] - result["refused"]) * (size or 1)
-        server_us, postgres_us, load_us = (1e6 * (b - a) / max(metrics, 1) for a, b in zip(cpu, after, strict=True))
+        server_us, postgres_us, load_us = (1e6 * seconds / max(metrics, 1) for seconds in cpu[:3])
         run = {
             "requests_per_s": result["requests"] / result["seconds"],
             "rows_per_s": metrics / result["seconds"] if database else None,
@@ -153,6 +155,7 @@ class Benchmark:
             "server_us": server_us,
             "postgres_us": postgres_us if database else None,
             "load_us": load_us,
+            "others": max(0.0, cpu[3] - sum(cpu[:3])) / result["seconds"],
             "memory_mib": process.memory / 2**20,
             "connections": process.connections,
             "errors": result["refused"] + result["lost"] + warm["refused"] + warm["lost"],
@@ -165,6 +168,13 @@ class Benchmark:
             assert promised <= stored <= promised + unanswered, f"{name}: {promised} promised, {stored} stored"
             run |= {"promised": promised, "stored": stored}
         return run
+
+    def _cpu(self, pid: int) -> tuple[float, ...]:
+        """CPU seconds so far: the server's, PostgreSQL's, the load generator's and the whole machine's."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that have ended: in a run, only wrk
+        machine_times = psutil.cpu_times()
+        busy = sum(machine_times[:8]) - machine_times.idle - machine_times.iowait
+        return cpu_seconds(pid), cpu_seconds(self.postgres.pid), usage.ru_utime + usage.ru_stime, busy
 
     def _wrk(self, seconds: float, connections: int, port: int, path: str, size: int) -> Run:
         output = subprocess.run(
@@ -208,12 +218,6 @@ class Benchmark:
 
 def _rounded(value: object) -> object:
     return round(value, 3) if isinstance(value, float) else value
-
-
-def _load_generator_seconds() -> float:
-    """CPU time of the children that have ended: in the course of one run, only wrk."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

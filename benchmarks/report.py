@@ -36,6 +36,7 @@ COLUMNS = (
     ("memory_mib", "memory MiB", "{:.0f}"),
     ("connections", "database connections", "{:.0f}"),
     ("errors", "errors", "{:.0f}"),
+    ("others", "cores busy elsewhere", "{:.2f}"),
     ("start_ms", "ms", "{:.0f}"),
 )
 # What is aimed at: (title, workload, figure, of, against, at least or at most, bound); against None: the figure itself.
