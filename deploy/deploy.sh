@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Build, push, migrate and deploy every function to Cloud Run; run it again for the next version, or after a failure.
+#
+#   PROJECT=my-project REGION=europe-west1 INSTANCE=metrics deploy/deploy.sh     or: make deploy PROJECT=… REGION=… INSTANCE=…
+#   DRY_RUN=1 …        print every command and run none
+#   IMAGE=… DB_HOST=… deploy/deploy.sh manifests     fills the templates in for any Knative cluster: kubectl apply -f .local/manifests
+#
+# INSTANCE is a Cloud SQL instance in PROJECT and REGION, or PROJECT:REGION:INSTANCE. The other settings are below.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "deploy: $*" >&2; exit 1; }
+
+DRY_RUN=${DRY_RUN:-}
+PROJECT=${PROJECT:-}
+REGION=${REGION:-}
+INSTANCE=${INSTANCE:-}
+case ${1:-deploy} in
+  deploy)
+    if [ -n "$DRY_RUN" ]; then # a rehearsal needs no account, nor names
+      PROJECT=${PROJECT:-PROJECT} REGION=${REGION:-REGION} INSTANCE=${INSTANCE:-INSTANCE}
+    fi
+    for name in PROJECT REGION INSTANCE; do
+      [ -n "${!name}" ] || fail "$name is not set; try: make deploy PROJECT=… REGION=… INSTANCE=… [DRY_RUN=1]"
+    done
+    ;;
+  manifests)
+    for name in IMAGE DB_HOST; do
+      [ -n "${!name:-}" ] || fail "$name is not set; try: IMAGE=… DB_HOST=… deploy/deploy.sh manifests"
+    done
+    SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default}
+    ;;
+  *) fail "unknown argument $1; there is only: manifests" ;;
+esac
+
+PREFIX=${PREFIX:-metrics}                                    # of every name that this makes
+AUTH=${AUTH:-keys}                                           # keys: anyone may call, the function asks for an API key; iam: Cloud Run does
+INGRESS=${INGRESS:-all}                                      # internal-and-cloud-load-balancing behind a load balancer
+MIN_INSTANCES=${MIN_INSTANCES:-0}                            # per function
+MAX_INSTANCES=${MAX_INSTANCES:-10}                           # per function
+CONCURRENCY=${CONCURRENCY:-80}                               # requests at once in an instance
+BATCH_CONCURRENCY=${BATCH_CONCURRENCY:-8}                    # the same of ingest_batch, whose requests are large
+CPU=${CPU:-1}
+MEMORY=${MEMORY:-512Mi}
+WORKERS=${WORKERS:-1}                                        # processes in an instance; one for each CPU
+WRITE_LANES=${WRITE_LANES:-2}                                # database connections of a process
+DB_CONNECTIONS=${DB_CONNECTIONS:-100}                        # the instance's max_connections
+DB_RESERVED=${DB_RESERVED:-10}                               # of these, for jobs, psql and the server itself
+DB_SSLMODE=${DB_SSLMODE:-}                                   # by default require, but for a Unix socket
+DB_NAME=${DB_NAME:-metrics_db}
+DB_USER=${DB_USER:-metrics_user}                             # of the functions
+DB_OWNER=${DB_OWNER:-$DB_USER}                               # of the tables: migrations and maintenance
+DB_PASSWORD_SECRET=${DB_PASSWORD_SECRET:-$PREFIX-db-password}
+DB_OWNER_PASSWORD_SECRET=${DB_OWNER_PASSWORD_SECRET:-$DB_PASSWORD_SECRET}
+API_KEYS_SECRET=${API_KEYS_SECRET:-$PREFIX-api-keys}
+MAINTENANCE_SCHEDULE=${MAINTENANCE_SCHEDULE:-17 3 * * *}     # UTC
+
+FUNCTIONS=(ingest ingest_batch users)
+MANIFESTS=.local/${1:-deploy}
+case $INSTANCE in *:*) CONNECTION=$INSTANCE ;; "") CONNECTION= ;; *) CONNECTION=$PROJECT:$REGION:$INSTANCE ;; esac
+DB_HOST=${DB_HOST:-/cloudsql/$CONNECTION}
+SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-$PREFIX-ingest@$PROJECT.iam.gserviceaccount.com}
+TAG=${TAG:-$(git describe --always --abbrev=12 --dirty="-$(date +%s)" --exclude '*' 2>/dev/null || date +%Y%m%d-%H%M%S)}
+IMAGE=${IMAGE:-$REGION-docker.pkg.dev/$PROJECT/$PREFIX/metrics-ingest:$TAG}
+# shellcheck disable=SC2034  # fill() reads them by name
+case $AUTH in
+  keys) ALLOW_ANONYMOUS=false PUBLIC=true ;;
+  iam) ALLOW_ANONYMOUS=true PUBLIC=false ;;
+  *) fail "AUTH must be keys or iam, not $AUTH" ;;
+esac
+
+for name in MIN_INSTANCES MAX_INSTANCES CONCURRENCY BATCH_CONCURRENCY WORKERS WRITE_LANES DB_CONNECTIONS DB_RESERVED; do
+  case ${!name} in "" | *[!0-9]*) fail "$name must be a whole number, not '${!name}'" ;; esac
+done
+
+# An instance that scales out must find a connection: all of them together, and not one more than the database has.
+needed=$((MAX_INSTANCES * WORKERS * WRITE_LANES * ${#FUNCTIONS[@]}))
+budget=$((DB_CONNECTIONS - DB_RESERVED))
+arithmetic="$MAX_INSTANCES instances × $WORKERS workers × $WRITE_LANES lanes × ${#FUNCTIONS[@]} functions = $needed connections"
+[ "$needed" -le "$budget" ] || fail "$arithmetic, but the database has $budget to give \
+($DB_CONNECTIONS less $DB_RESERVED reserved); lower MAX_INSTANCES, or raise DB_CONNECTIONS with the instance's max_connections"
+echo "# $arithmetic, of $budget" >&2
+
+# fill TEMPLATE NAME: the template with its ${…} replaced, as $MANIFESTS/NAME.yaml
+fill() {
+  local script="" name
+  [ "$AUTH" = keys ] || script="/# AUTH=keys\$/d;"
+  for name in ARGUMENTS CONCURRENCY CONNECTION CPU DB_HOST DB_NAME DB_OWNER DB_OWNER_PASSWORD_SECRET DB_PASSWORD_SECRET DB_SSLMODE DB_USER \
+    ALLOW_ANONYMOUS API_KEYS_SECRET FUNCTION IMAGE INGRESS JOB MAINTENANCE_SCHEDULE MAX_INSTANCES MEMORY MIN_INSTANCES PREFIX \
+    PUBLIC SERVICE SERVICE_ACCOUNT TAG WORKERS WRITE_LANES; do
+    case ${!name:-} in *[\|\&\\\"\']* | *$'\n'*) fail "$name has a character that no name has: ${!name}" ;; esac
+    script="$script s|\${$name}|${!name:-}|g;"
+  done
+  sed "$script" "deploy/$1" >"$MANIFESTS/$2.yaml"
+}
+service() { echo "$PREFIX-${1//_/-}" | sed "s/^$PREFIX-$PREFIX-/$PREFIX-/"; }
+
+rm -rf "$MANIFESTS" && mkdir -p "$MANIFESTS"
+FUNCTION=ingest SERVICE=$(service ingest) fill service.yaml ingest
+FUNCTION=ingest_batch SERVICE=$(service ingest_batch) CONCURRENCY=$BATCH_CONCURRENCY fill service.yaml ingest_batch
+FUNCTION=users SERVICE=$(service users) fill service.yaml users
+if [ "${1:-}" = manifests ]; then
+  fill kubernetes-jobs.yaml jobs
+  echo "$MANIFESTS"
+  exit
+fi
+JOB="$PREFIX-migrate" ARGUMENTS="[migrate]" fill job.yaml migrate
+JOB="$PREFIX-maintain" ARGUMENTS="[partitions, maintain]" fill job.yaml maintain
+
+# run COMMAND…: show it, and run it unless this is a rehearsal
+run() {
+  printf '%q ' "$@"
+  echo
+  [ -n "$DRY_RUN" ] || "$@"
+}
+# missing DESCRIBE…: whether what the command describes is not there; a rehearsal takes it that nothing is
+missing() {
+  printf '%q ' "$@"
+  echo
+  [ -n "$DRY_RUN" ] || ! "$@" >/dev/null 2>&1
+}
+in_region=(--project="$PROJECT" --region="$REGION")
+
+run gcloud services enable --project="$PROJECT" run.googleapis.com sqladmin.googleapis.com secretmanager.googleapis.com \
+  artifactregistry.googleapis.com cloudbuild.googleapis.com cloudscheduler.googleapis.com
+
+# The account that the functions run as: it may reach the database and read its secrets, and nothing else.
+missing gcloud iam service-accounts describe "$SERVICE_ACCOUNT" --project="$PROJECT" &&
+  run gcloud iam service-accounts create "${SERVICE_ACCOUNT%%@*}" --project="$PROJECT" --display-name="metrics-ingest functions"
+run gcloud projects add-iam-policy-binding "$PROJECT" --member="serviceAccount:$SERVICE_ACCOUNT" --role=roles/cloudsql.client \
+  --condition=None --format=none
+secrets=("$DB_PASSWORD_SECRET" "$DB_OWNER_PASSWORD_SECRET")
+[ "$AUTH" = iam ] || secrets+=("$API_KEYS_SECRET")
+for secret in $(printf '%s\n' "${secrets[@]}" | sort -u); do
+  if missing gcloud secrets describe "$secret" --project="$PROJECT" && [ -z "$DRY_RUN" ]; then
+    fail "there is no secret $secret in $PROJECT; docs/deploy.md, \"Once\", says how to make it"
+  fi
+  run gcloud secrets add-iam-policy-binding "$secret" --project="$PROJECT" --member="serviceAccount:$SERVICE_ACCOUNT" \
+    --role=roles/secretmanager.secretAccessor --format=none
+done
+
+missing gcloud artifacts repositories describe "$PREFIX" --project="$PROJECT" --location="$REGION" &&
+  run gcloud artifacts repositories create "$PREFIX" --project="$PROJECT" --location="$REGION" --repository-format=docker
+missing gcloud artifacts docker images describe "$IMAGE" --project="$PROJECT" &&
+  run gcloud builds submit --project="$PROJECT" --region="$REGION" --tag="$IMAGE" --ignore-file=.dockerignore .
+
+# The schema first: migrations add before the code that needs them, so the running version goes on meanwhile.
+run gcloud run jobs replace "$MANIFESTS/migrate.yaml" "${in_region[@]}"
+run gcloud run jobs execute "$PREFIX-migrate" "${in_region[@]}" --wait
+
+for function in "${FUNCTIONS[@]}"; do
+  run gcloud run services replace "$MANIFESTS/$function.yaml" "${in_region[@]}"
+done
+
+run gcloud run jobs replace "$MANIFESTS/maintain.yaml" "${in_region[@]}"
+run gcloud run jobs add-iam-policy-binding "$PREFIX-maintain" "${in_region[@]}" --member="serviceAccount:$SERVICE_ACCOUNT" \
+  --role=roles/run.invoker --format=none
+verb=update
+missing gcloud scheduler jobs describe "$PREFIX-maintain" --project="$PROJECT" --location="$REGION" && verb=create
+run gcloud scheduler jobs "$verb" http "$PREFIX-maintain" --project="$PROJECT" --location="$REGION" \
+  --schedule="$MAINTENANCE_SCHEDULE" --time-zone=Etc/UTC --http-method=POST --oauth-service-account-email="$SERVICE_ACCOUNT" \
+  --uri="https://run.googleapis.com/v2/projects/$PROJECT/locations/$REGION/jobs/$PREFIX-maintain:run"
+
+for function in "${FUNCTIONS[@]}"; do
+  run gcloud run services describe "$(service "$function")" "${in_region[@]}" --format='value(status.url)'
+done
