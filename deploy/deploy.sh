@@ -56,7 +56,7 @@ API_KEYS_SECRET=${API_KEYS_SECRET:-$PREFIX-api-keys}
 MAINTENANCE_SCHEDULE=${MAINTENANCE_SCHEDULE:-17 3 * * *}     # UTC
 
 FUNCTIONS=(ingest ingest_batch users)
-MANIFESTS=.local/${1:-deploy}
+MANIFESTS=${MANIFESTS:-.local/${1:-deploy}}                     # where the filled templates go
 case $INSTANCE in *:*) CONNECTION=$INSTANCE ;; "") CONNECTION= ;; *) CONNECTION=$PROJECT:$REGION:$INSTANCE ;; esac
 DB_HOST=${DB_HOST:-/cloudsql/$CONNECTION}
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-$PREFIX-ingest@$PROJECT.iam.gserviceaccount.com}

@@ -27,6 +27,7 @@ class Database:
     password: str | None = field(default=None, repr=False)
     sslmode: str = "prefer"
     sslrootcert: str | None = None
+    cloud_sql_instance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def read_database(environ: Mapping[str, str]) -> Database:
         raise BadSetting(f"{'DATABASE_URL' if url else 'PGSSLMODE'}: sslmode must be one of {', '.join(SSL_MODES)}")
     if "\0" in f"{host}{user}{password}{database}":
         raise BadSetting(f"{'DATABASE_URL' if url else 'PGHOST'} has a NUL character")
-    return Database(host, int(port), user, database or user, password, sslmode, options.get("sslrootcert"))
+    instance = environ.get("CLOUD_SQL_INSTANCE") or None
+    return Database(host, int(port), user, database or user, password, sslmode, options.get("sslrootcert"), instance)
 
 
 def _is_local(host: str) -> bool:

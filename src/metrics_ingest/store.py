@@ -189,7 +189,12 @@ def _translated(error: pg8000.native.DatabaseError) -> StoreUnavailable | Statem
 
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
     """Connect as the settings say; `timeout_s` bounds each read and write. Raise pg8000's errors and OSError."""
-    connection = pg8000.native.Connection(**connection_arguments(database, timeout_s))
+    if database.cloud_sql_instance:
+        from metrics_ingest import cloudsql  # an extra, needed by nobody else
+
+        connection = cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
+    else:
+        connection = pg8000.native.Connection(**connection_arguments(database, timeout_s))
     if connection.parameter_statuses.get("standard_conforming_strings") != "on":
         connection.close()
         raise pg8000.native.InterfaceError("standard_conforming_strings is off: literals would not be safe")

@@ -1,0 +1,302 @@
+"""deploy/deploy.sh against a gcloud that records what it is told, and believes in what was created before."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import ROOT
+
+# Answers `describe` by what it was told to create; fails where $GCLOUD_FAILS begins the command.
+GCLOUD = r"""#!/bin/sh
+{ printf '%s\037' "$@"; printf '\036'; } >>"$GCLOUD_LOG"
+known=$GCLOUD_LOG.known
+[ -e "$known" ] || printf '%s\n' $GCLOUD_HAS >"$known"
+for word; do
+  case $word in --tag=*) built=${word#--tag=} ;; -*) ;; *) plain="$plain$word " last=${word%%@*} ;; esac
+done
+if [ -n "$GCLOUD_FAILS" ]; then case $plain in "$GCLOUD_FAILS"*) exit 1 ;; esac; fi
+case $plain in
+  *" create "*) echo "$last" >>"$known" ;;
+  "builds submit "*) echo "$built" >>"$known" ;;
+  "run services describe "*) echo "https://$last-abc-ew.a.run.app" ;;
+  *" describe "*) grep -qxF -e "$last" "$known" ;;
+esac
+"""
+HAVE = "metrics-db-password metrics-api-keys"
+
+
+@dataclass
+class Run:
+    """What a run of the script came to."""
+
+    code: int
+    said: str
+    errors: str
+    commands: list[list[str]]
+    manifests: Path
+
+    @property
+    def verbs(self) -> list[str]:
+        """Each command without its flags."""
+        return [" ".join(word for word in command if not word.startswith("-")) for command in self.commands]
+
+
+class Deployment:
+    """A place to deploy from: its gcloud, and what that remembers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        stand_in = directory / "gcloud"
+        stand_in.write_text(GCLOUD)
+        stand_in.chmod(0o755)
+
+    def __call__(self, *arguments: str, command: tuple[str, ...] = ("deploy/deploy.sh",), **settings: str) -> Run:
+        log = self.directory / "log"
+        log.unlink(missing_ok=True)
+        environment = {
+            "PATH": f"{self.directory}:{os.environ['PATH']}",
+            "GCLOUD_LOG": str(log),
+            "GCLOUD_HAS": HAVE,
+            "MANIFESTS": str(self.directory / "manifests"),
+            "PROJECT": "my-project",
+            "REGION": "europe-west1",
+            "INSTANCE": "metrics",
+            "TAG": "abc123",
+            **settings,
+        }
+        done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True)
+        recorded = log.read_text().split("\x1e")[:-1] if log.exists() else []
+        commands = [command.split("\x1f")[:-1] for command in recorded]
+        return Run(done.returncode, done.stdout, done.stderr, commands, self.directory / "manifests")
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Deployment:
+    return Deployment(tmp_path)
+
+
+def yaml(path: Path) -> Any:
+    return pytest.importorskip("yaml").safe_load(path.read_text())
+
+
+IMAGE = "europe-west1-docker.pkg.dev/my-project/metrics/metrics-ingest:abc123"
+
+
+def test_it_builds_then_migrates_then_deploys_and_prints_the_urls(deploy: Deployment) -> None:
+    first = deploy()
+    assert first.code == 0, first.errors
+    order = [
+        "services enable",
+        "secrets add-iam-policy-binding metrics-db-password",
+        "artifacts repositories create metrics",
+        "builds submit",
+        f"run jobs replace {first.manifests}/migrate.yaml",
+        "run jobs execute metrics-migrate",
+        f"run services replace {first.manifests}/ingest.yaml",
+        f"run services replace {first.manifests}/ingest_batch.yaml",
+        f"run services replace {first.manifests}/users.yaml",
+        f"run jobs replace {first.manifests}/maintain.yaml",
+        "scheduler jobs create http metrics-maintain",
+    ]
+    found = [next(i for i, verb in enumerate(first.verbs) if verb.startswith(step)) for step in order]
+    assert found == sorted(found)
+    for name in ("metrics-ingest", "metrics-ingest-batch", "metrics-users"):
+        assert f"https://{name}-abc-ew.a.run.app" in first.said
+
+
+def test_every_command_names_the_project_and_runs_to_its_end(deploy: Deployment) -> None:
+    commands = deploy().commands
+    for command in commands:
+        assert "--project=my-project" in command or command[:3] == ["projects", "add-iam-policy-binding", "my-project"]
+        assert "--async" not in command
+    execute = next(command for command in commands if command[:3] == ["run", "jobs", "execute"])
+    assert "--wait" in execute
+
+
+def test_a_second_run_makes_nothing_again(deploy: Deployment) -> None:
+    """… and a version that is built already is not built again; what declares a state is applied again."""
+    first, second = deploy(), deploy()
+    assert second.code == 0, second.errors
+    made = ("create", "builds submit")
+    assert not [verb for verb in second.verbs if any(word in verb for word in made)]
+    assert "scheduler jobs update http metrics-maintain" in second.verbs
+
+    def declared(run: Run) -> list[str]:
+        return [verb for verb in run.verbs if not any(word in verb for word in (*made, "scheduler"))]
+
+    assert declared(first) == declared(second)
+
+
+def test_a_rehearsal_prints_the_commands_of_a_first_run_and_runs_none(deploy: Deployment) -> None:
+    rehearsal = deploy(DRY_RUN="1")
+    assert rehearsal.code == 0, rehearsal.errors
+    assert rehearsal.commands == []
+    printed = [shlex.split(line) for line in rehearsal.said.splitlines()]
+    assert printed == [["gcloud", *command] for command in deploy().commands]
+
+
+def test_a_rehearsal_needs_no_gcloud_and_no_names(deploy: Deployment) -> None:
+    rehearsal = deploy(DRY_RUN="1", PROJECT="", REGION="", INSTANCE="", PATH="/usr/bin:/bin")
+    assert rehearsal.code == 0, rehearsal.errors
+    assert "gcloud run services replace" in rehearsal.said
+
+
+def test_a_failed_migration_leaves_the_running_version_alone(deploy: Deployment) -> None:
+    failed = deploy(GCLOUD_FAILS="run jobs execute")
+    assert failed.code != 0
+    assert not [verb for verb in failed.verbs if verb.startswith("run services")]
+
+
+@pytest.mark.parametrize("missing", ["PROJECT", "REGION", "INSTANCE"])
+def test_it_says_which_name_is_missing(deploy: Deployment, missing: str) -> None:
+    refused = deploy(**{missing: ""})
+    assert refused.code != 0
+    assert missing in refused.errors
+    assert refused.commands == []
+
+
+def test_a_secret_that_is_not_there_is_named_before_anything_is_built(deploy: Deployment) -> None:
+    refused = deploy(GCLOUD_HAS="metrics-db-password")
+    assert refused.code != 0
+    assert "metrics-api-keys" in refused.errors
+    assert not [verb for verb in refused.verbs if verb.startswith(("builds", "run"))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({"MAX_INSTANCES": "15"}, True),  # 15 × 1 × 2 × 3 = 90 of 100 - 10
+        ({"MAX_INSTANCES": "16"}, False),
+        ({"WRITE_LANES": "4"}, False),
+        ({"WORKERS": "2"}, False),
+        ({"WORKERS": "2", "DB_CONNECTIONS": "130"}, True),
+        ({"MAX_INSTANCES": "many"}, False),
+    ],
+)
+def test_instances_that_the_database_has_no_connections_for_are_refused(
+    deploy: Deployment, settings: dict[str, str], fits: bool
+) -> None:
+    run = deploy(DRY_RUN="1", **settings)
+    assert (run.code == 0) is fits, run.errors
+    assert fits or "connections" in run.errors or "MAX_INSTANCES" in run.errors
+
+
+def test_what_cannot_be_a_name_does_not_reach_a_manifest_or_a_command(deploy: Deployment) -> None:
+    for value in ("a|b", "a&b", 'a"b', "a\nb", "a\\b"):
+        refused = deploy(DB_NAME=value)
+        assert refused.code != 0
+        assert "DB_NAME" in refused.errors
+        assert refused.commands == []
+
+
+def test_spaces_stay_within_their_argument(deploy: Deployment) -> None:
+    commands = deploy(MAINTENANCE_SCHEDULE="*/5 * * * *").commands
+    assert "--schedule=*/5 * * * *" in next(command for command in commands if command[:2] == ["scheduler", "jobs"] and "create" in command)
+
+
+def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> None:
+    run = deploy()
+    names = {"ingest": "metrics-ingest", "ingest_batch": "metrics-ingest-batch", "users": "metrics-users"}
+    for function, service in names.items():
+        manifest = yaml(run.manifests / f"{function}.yaml")
+        assert manifest["metadata"]["name"] == service
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == IMAGE
+        environment = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+        assert environment["FUNCTION_TARGET"] == function
+        assert (ROOT / environment["FUNCTION_SOURCE"].removeprefix("/app/")).exists()
+        assert environment["PGHOST"] == "/cloudsql/my-project:europe-west1:metrics"
+        assert environment["PGPASSWORD"] == {"secretKeyRef": {"name": "metrics-db-password", "key": "latest"}}
+        assert environment["API_KEYS"] == {"secretKeyRef": {"name": "metrics-api-keys", "key": "latest"}}
+        assert environment["ALLOW_ANONYMOUS"] == "false"
+        assert container["startupProbe"]["httpGet"]["path"] == container["livenessProbe"]["httpGet"]["path"] == "/"
+        revision = manifest["spec"]["template"]["metadata"]["annotations"]
+        assert revision["run.googleapis.com/cloudsql-instances"] == "my-project:europe-west1:metrics"
+        assert revision["run.googleapis.com/startup-cpu-boost"] == "true"
+        assert revision["autoscaling.knative.dev/maxScale"] == "10"
+        account = manifest["spec"]["template"]["spec"]["serviceAccountName"]
+        assert account == "metrics-ingest@my-project.iam.gserviceaccount.com"
+
+
+def test_the_jobs_run_commands_of_the_same_image_as_the_owner(deploy: Deployment) -> None:
+    run = deploy(DB_OWNER="owner", DB_OWNER_PASSWORD_SECRET="owner-password", GCLOUD_HAS=f"{HAVE} owner-password")
+    assert run.code == 0, run.errors
+    for name, arguments in (("migrate", ["migrate"]), ("maintain", ["partitions", "maintain"])):
+        (container,) = yaml(run.manifests / f"{name}.yaml")["spec"]["template"]["spec"]["template"]["spec"]["containers"]
+        assert (container["image"], container["command"], container["args"]) == (IMAGE, ["metrics-ingest"], arguments)
+        assert {"name": "PGUSER", "value": "owner"} in container["env"]
+    assert 'value: "metrics_user"' in (run.manifests / "ingest.yaml").read_text()
+
+
+def test_with_iam_the_platform_authenticates_and_there_are_no_keys(deploy: Deployment) -> None:
+    run = deploy(AUTH="iam", GCLOUD_HAS="metrics-db-password")
+    assert run.code == 0, run.errors
+    manifest = yaml(run.manifests / "ingest.yaml")
+    assert manifest["metadata"]["annotations"]["run.googleapis.com/invoker-iam-disabled"] == "false"
+    text = (run.manifests / "ingest.yaml").read_text()
+    assert "metrics-api-keys" not in text
+    assert {"name": "ALLOW_ANONYMOUS", "value": "true"} in manifest["spec"]["template"]["spec"]["containers"][0]["env"]
+
+
+def test_any_knative_cluster_gets_the_same_services_and_its_own_kind_of_jobs(deploy: Deployment) -> None:
+    run = deploy("manifests", IMAGE="example/metrics-ingest:1", DB_HOST="db.internal", PROJECT="", REGION="", INSTANCE="")
+    assert run.code == 0, run.errors
+    assert run.commands == []
+    files = {path.name: list(pytest.importorskip("yaml").safe_load_all(path.read_text())) for path in run.manifests.iterdir()}
+    kinds = {name: [document["kind"] for document in documents] for name, documents in files.items()}
+    service = ["Service"]
+    assert kinds == {"ingest.yaml": service, "ingest_batch.yaml": service, "users.yaml": service, "jobs.yaml": ["Job", "CronJob"]}
+    assert files["ingest.yaml"][0]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+    assert "${" not in "".join(path.read_text() for path in run.manifests.iterdir()).replace("${…}", "")
+
+
+def unknown_to(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
+    """The paths in `value` that an OpenAPI schema of Kubernetes does not know, or knows as another type."""
+    types: dict[str, Any] = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+    if schema.get("x-kubernetes-int-or-string"):
+        return [] if isinstance(value, int | str) else [path]
+    if not isinstance(value, types[schema["type"]]):
+        return [f"{path} is no {schema['type']}"]
+    if isinstance(value, list):
+        return [found for i, item in enumerate(value) for found in unknown_to(schema["items"], item, f"{path}[{i}]")]
+    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return []
+    found = []
+    for name, item in value.items():
+        known = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+        found += [f"{path}.{name}"] if known is None else unknown_to(known, item, f"{path}.{name}")
+    return found + [f"{path}.{name} is missing" for name in schema.get("required", ()) if name not in value]
+
+
+def test_the_services_are_valid_by_knatives_own_schema(deploy: Deployment) -> None:
+    """KNATIVE_SERVICE_CRD names the file config/core/300-resources/service.yaml of a Knative Serving release."""
+    if "KNATIVE_SERVICE_CRD" not in os.environ:
+        pytest.skip("KNATIVE_SERVICE_CRD is not set")
+    definition = yaml(Path(os.environ["KNATIVE_SERVICE_CRD"]))
+    (version,) = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
+    schema = version["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    assert unknown_to(schema, {"spec": {"template": {"spec": {"containers": [{"imagee": "x"}]}}}})
+    run = deploy()
+    for name in ("ingest", "ingest_batch", "users"):
+        assert unknown_to(schema, yaml(run.manifests / f"{name}.yaml")) == []
+
+
+def test_make_deploy_passes_its_variables_on(deploy: Deployment) -> None:
+    command = ("make", "--no-print-directory", "-f", "deploy/deploy.mk", "deploy")
+    run = deploy("DRY_RUN=1", "PROJECT=another", "MAX_INSTANCES=3", command=command)
+    assert run.code == 0, run.errors
+    assert "--project=another" in run.said
+    assert "3 instances" in run.errors
+
+
+def test_the_script_is_clean_by_shellcheck() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("there is no shellcheck")
+    done = subprocess.run(["shellcheck", *ROOT.glob("deploy/*.sh")], text=True, capture_output=True)
+    assert done.stdout == ""
