@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from containers.engine import Compose, answers, docker
 
 

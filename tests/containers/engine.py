@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import requests
+
 from processes import ROOT, eventually, free_port
 
 FUNCTIONS = ("ingest", "ingest_batch", "users")

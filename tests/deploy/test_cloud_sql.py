@@ -14,10 +14,10 @@ import pg8000.exceptions
 import pg8000.native
 import pytest
 import requests
-from processes import BIN, Postgres, Server, query
 
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import Call, Store, connect
+from processes import BIN, Postgres, Server, query
 
 INSTANCE = "my-project:europe-west1:metrics"
 
@@ -89,7 +89,10 @@ def connector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_with_an_instance_named_the_connector_logs_in(connector: None, database_url: str) -> None:
     """… without a password, and the connection serves the write path like any other."""
-    environment = {"CLOUD_SQL_INSTANCE": database_url, "DATABASE_URL": "postgresql://robot%40my-project.iam@/metrics_db"}
+    environment = {
+        "CLOUD_SQL_INSTANCE": database_url,
+        "DATABASE_URL": "postgresql://robot%40my-project.iam@/metrics_db",
+    }
     database = read_database(environment)
     store = Store(database, 5)
     assert asyncio.run(store.call(Call.INGEST, [])) == []

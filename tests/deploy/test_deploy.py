@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from processes import ROOT
 
 # Answers `describe` by what it was told to create; fails where $GCLOUD_FAILS begins the command.
@@ -55,7 +56,11 @@ class Deployment:
         stand_in.write_text(GCLOUD)
         stand_in.chmod(0o755)
 
-    def __call__(self, *arguments: str, command: tuple[str, ...] = ("deploy/deploy.sh",), **settings: str) -> Run:
+    def __call__(self, *arguments: str, **settings: str) -> Run:
+        return self.run("deploy/deploy.sh", *arguments, **settings)
+
+    def run(self, *command: str, **settings: str) -> Run:
+        """Run a command from the repository, with settings that suffice unless they are overridden."""
         log = self.directory / "log"
         log.unlink(missing_ok=True)
         environment = {
@@ -69,7 +74,7 @@ class Deployment:
             "TAG": "abc123",
             **settings,
         }
-        done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
         recorded = log.read_text().split("\x1e")[:-1] if log.exists() else []
         commands = [command.split("\x1f")[:-1] for command in recorded]
         return Run(done.returncode, done.stdout, done.stderr, commands, self.directory / "manifests")
@@ -170,7 +175,7 @@ def test_a_secret_that_is_not_there_is_named_before_anything_is_built(deploy: De
 @pytest.mark.parametrize(
     ("settings", "fits"),
     [
-        ({"MAX_INSTANCES": "15"}, True),  # 15 × 1 × 2 × 3 = 90 of 100 - 10
+        ({"MAX_INSTANCES": "15"}, True),  # 15 * 1 * 2 * 3 = 90, of 100 - 10
         ({"MAX_INSTANCES": "16"}, False),
         ({"WRITE_LANES": "4"}, False),
         ({"WORKERS": "2"}, False),
@@ -196,7 +201,7 @@ def test_what_cannot_be_a_name_does_not_reach_a_manifest_or_a_command(deploy: De
 
 def test_spaces_stay_within_their_argument(deploy: Deployment) -> None:
     commands = deploy(MAINTENANCE_SCHEDULE="*/5 * * * *").commands
-    assert "--schedule=*/5 * * * *" in next(command for command in commands if command[:2] == ["scheduler", "jobs"] and "create" in command)
+    assert "--schedule=*/5 * * * *" in next(c for c in commands if c[:3] == ["scheduler", "jobs", "create"])
 
 
 def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> None:
@@ -227,7 +232,8 @@ def test_the_jobs_run_commands_of_the_same_image_as_the_owner(deploy: Deployment
     run = deploy(DB_OWNER="owner", DB_OWNER_PASSWORD_SECRET="owner-password", GCLOUD_HAS=f"{HAVE} owner-password")
     assert run.code == 0, run.errors
     for name, arguments in (("migrate", ["migrate"]), ("maintain", ["partitions", "maintain"])):
-        (container,) = yaml(run.manifests / f"{name}.yaml")["spec"]["template"]["spec"]["template"]["spec"]["containers"]
+        execution = yaml(run.manifests / f"{name}.yaml")["spec"]["template"]
+        (container,) = execution["spec"]["template"]["spec"]["containers"]
         assert (container["image"], container["command"], container["args"]) == (IMAGE, ["metrics-ingest"], arguments)
         assert {"name": "PGUSER", "value": "owner"} in container["env"]
     assert 'value: "metrics_user"' in (run.manifests / "ingest.yaml").read_text()
@@ -244,14 +250,16 @@ def test_with_iam_the_platform_authenticates_and_there_are_no_keys(deploy: Deplo
 
 
 def test_any_knative_cluster_gets_the_same_services_and_its_own_kind_of_jobs(deploy: Deployment) -> None:
-    run = deploy("manifests", IMAGE="example/metrics-ingest:1", DB_HOST="db.internal", PROJECT="", REGION="", INSTANCE="")
+    nothing = {"PROJECT": "", "REGION": "", "INSTANCE": ""}
+    run = deploy("manifests", IMAGE="example/metrics-ingest:1", DB_HOST="db.internal", **nothing)
     assert run.code == 0, run.errors
     assert run.commands == []
-    files = {path.name: list(pytest.importorskip("yaml").safe_load_all(path.read_text())) for path in run.manifests.iterdir()}
+    read = pytest.importorskip("yaml").safe_load_all
+    files = {path.stem: list(read(path.read_text())) for path in run.manifests.iterdir()}
     kinds = {name: [document["kind"] for document in documents] for name, documents in files.items()}
-    service = ["Service"]
-    assert kinds == {"ingest.yaml": service, "ingest_batch.yaml": service, "users.yaml": service, "jobs.yaml": ["Job", "CronJob"]}
-    assert files["ingest.yaml"][0]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+    services = {name: ["Service"] for name in ("ingest", "ingest_batch", "users")}
+    assert kinds == {**services, "jobs": ["Job", "CronJob"]}
+    assert files["ingest"][0]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
     assert "${" not in "".join(path.read_text() for path in run.manifests.iterdir()).replace("${…}", "")
 
 
@@ -288,8 +296,7 @@ def test_the_services_are_valid_by_knatives_own_schema(deploy: Deployment) -> No
 
 
 def test_make_deploy_passes_its_variables_on(deploy: Deployment) -> None:
-    command = ("make", "--no-print-directory", "-f", "deploy/deploy.mk", "deploy")
-    run = deploy("DRY_RUN=1", "PROJECT=another", "MAX_INSTANCES=3", command=command)
+    run = deploy.run("make", "-sf", "deploy/deploy.mk", "deploy", "DRY_RUN=1", "PROJECT=another", "MAX_INSTANCES=3")
     assert run.code == 0, run.errors
     assert "--project=another" in run.said
     assert "3 instances" in run.errors
