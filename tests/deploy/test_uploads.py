@@ -30,18 +30,19 @@ def uploaded(checkout: Path, ignore_file: str) -> set[str]:
     return set(subprocess.check_output(command, cwd=checkout, text=True).splitlines())
 
 
-NEEDED = {"pyproject.toml", "README.md", "src/metrics_ingest/service.py", "migrations/0001-create-users-sessions-metrics.sql"}
+MIGRATION = "migrations/0001-create-users-sessions-metrics.sql"
+NEEDED = {"pyproject.toml", "README.md", "src/metrics_ingest/service.py", MIGRATION}
 
 
 def test_a_source_deployment_sends_the_package_and_the_functions(checkout: Path) -> None:
     sent = uploaded(checkout, ".gcloudignore")
     assert sent >= NEEDED | {f"functions/{name}/main.py" for name in ("ingest", "ingest_batch", "users")}
-    assert {name.partition("/")[0] for name in sent} == {"pyproject.toml", "README.md", "src", "migrations", "functions"}
+    assert {name.split("/")[0] for name in sent} == {"pyproject.toml", "README.md", "src", "migrations", "functions"}
     assert not [name for name in sent if "__pycache__" in name]
 
 
 def test_the_buildpack_finds_what_it_asks_of_pyproject() -> None:
-    """Functions Framework by name among the dependencies, no requirements.txt beside it, a build backend to install by."""
+    """functions-framework by name, a build backend to install the package by, no requirements.txt beside it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert any(re.match(r"functions-framework\b", dependency) for dependency in project["project"]["dependencies"])
     assert project["build-system"]["build-backend"]
