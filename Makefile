@@ -37,11 +37,12 @@ check: install ## Lint, formatting and types
 migrate: install ## Bring the schema of DATABASE_URL up to date
 	@$(BIN)/metrics-ingest migrate
 
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
 lock: install ## Pin the newest versions that pyproject.toml allows, with hashes
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml -o requirements.lock
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--all-extras pyproject.toml -o requirements-dev.lock
+	@$(LOCK) pyproject.toml -o requirements.lock
+	@$(LOCK) --extra local --extra test --extra check --extra build pyproject.toml -o requirements-dev.lock
+	@echo 'hatchling>=1.27' | $(LOCK) - -o deploy/build.lock
 
 clean: ## Remove .venv, caches and the local database
 	@rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
