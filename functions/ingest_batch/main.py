@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from metrics_ingest import batch
-from metrics_ingest.service import JSON, NDJSON, Headers, Reply, Service, idempotency_key
+from metrics_ingest.service import JSON, NDJSON, Headers, Reply, Service, idempotency_key, media_type
 
 
 @functions_framework.aio.http
@@ -15,7 +15,7 @@ async def ingest_batch(request: Request) -> Response:
 
 async def store_many(body: bytes, headers: Headers) -> Response:
     """Every metric is stored, a duplicate or rejected when this returns; strictly, all of them or none are stored."""
-    parse = batch.parse_lines if NDJSON in headers.get(b"content-type", b"").lower() else batch.parse_many
+    parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = batch.is_strict(headers)
     report = await batch.store(parse(body, idempotency_key(headers)), strict=strict)
     return Reply(report.status, report.to_json(), [(b"preference-applied", b"handling=strict")] if strict else ())

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
+from io import BytesIO
+from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
 from metrics_ingest import metrics
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.metrics import METRIC, Metric, shown
+from metrics_ingest.metrics import Metric, shown
 from metrics_ingest.service import Headers, fault_entry
 from metrics_ingest.settings import settings
 from metrics_ingest.store import Call, Commit, Outcome
@@ -67,58 +70,49 @@ class Report:
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    try:
-        metric = METRIC.validate_json(body)
-    except ValidationError as error:
-        raise RequestRefused(*metrics.faults(error)[None]) from error
-    fault = metrics.complete(metric, metrics.latest_acceptable(settings().max_future_skew_s), key, 0)
-    if fault:
-        raise RequestRefused(fault)
+    metric = metrics.read(body)
+    found = metrics.complete(metric, metrics.latest_acceptable(settings().max_future_skew_s), key, 0)
+    if found:
+        raise RequestRefused(*found)
     return Batch(1, [metric], (0,), {})
 
 
 def parse_many(body: bytes, key: str | None) -> Batch:
     """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused where it is neither."""
-    enveloped = IS_OBJECT.match(body) is not None
     try:
-        if enveloped:
-            return _completed(_envelope().validate_json(body)["metrics"], key)
-        return _completed(_array().validate_json(body), key)
+        if enveloped := IS_OBJECT.match(body) is not None:
+            items = _envelope().validate_json(body)["metrics"]
+        else:
+            items = _array().validate_json(body)
     except ValidationError as error:
-        faults = _faults_by_position(error, enveloped)
-    items = from_json(body)
-    if enveloped:
-        items = items["metrics"]
-    return _taken_apart(items, faults, key)
+        return _taken_apart(body, metrics.entries(error), key)
+    if body.count(b'"') == metrics.quotation_marks(items) + 2 * enveloped:
+        return _completed(items, key)
+    return _taken_apart(body, [], key)
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
     """Read NDJSON: one metric a line, blank lines skipped. A line that cannot be read is one rejected metric."""
-    lines = [line for line in map(bytes.strip, body.split(b"\n")) if line]
+    if not body:
+        raise RequestRefused(Fault("malformed_json", "the body is empty"))
+    stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
+    lines = list(islice(filter(None, stripped), settings().max_batch + 1))
     _check_size(len(lines))
-    if all(line.startswith(b"{") for line in lines):
-        try:
-            # Joined, they are read in one call. Metrics are flat: none can stretch over lines that each begin with "{".
-            found = _array().validate_json(b"[" + b",".join(lines) + b"]")
-        except ValidationError:
-            found = []
-        if len(found) == len(lines):
-            return _completed(found, key)
+    # One call reads them all where each line can only be one object: its one "{" stands first, and a "}" last that is
+    # no part of a text, for a text that went on in the next line would have a line feed in it, which JSON forbids.
+    if body.count(b"{") == len(lines) and all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        with suppress(ValidationError):
+            items = _array().validate_json(b"[" + b",\n".join(lines) + b"]")
+            if body.count(b'"') == metrics.quotation_marks(items):
+                return _completed(items, key)
     faults = {}
-    read = []
+    read = {}
     for position, line in enumerate(lines):
         try:
-            read.append((position, METRIC.validate_json(line)))
-        except ValidationError as error:
-            faults[position] = _identified(metrics.faults(error)[None], _raw(line))
-    return _completed([metric for _, metric in read], key, [position for position, _ in read], faults, len(lines))
-
-
-def _raw(line: bytes) -> Any:
-    try:
-        return from_json(line)
-    except ValueError:
-        return None
+            read[position] = metrics.read(line)
+        except RequestRefused as refused:
+            faults[position] = list(refused.faults)
+    return _completed(list(read.values()), key, list(read), faults, len(lines))
 
 
 def is_strict(headers: Headers) -> bool:
@@ -165,8 +159,8 @@ def _fault(outcome: Outcome, metric: Metric) -> Fault:
     elif outcome.kind == "value_out_of_range":
         field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(metric['value'])}"
     else:
-        field_name, where = "metric_id", "stands earlier in the batch" if facts["repeat"] else "is stored already"
-        detail = f"this metric {where} with another value, type or session"
+        # "Earlier" may be in another request: the writer merges what waits.
+        field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
     return Fault(outcome.kind, detail, field_name, str(metric["metric_id"]))
 
 
@@ -194,9 +188,9 @@ def _completed(
     latest = metrics.latest_acceptable(settings().max_future_skew_s)
     wrong = set()
     for position, metric in zip(positions, items, strict=True):
-        fault = metrics.complete(metric, latest, key, position)
-        if fault:
-            faults[position] = [fault]
+        found = metrics.complete(metric, latest, key, position)
+        if found:
+            faults[position] = list(found)
             wrong.add(position)
     if wrong:
         kept = [(p, metric) for p, metric in zip(positions, items, strict=True) if p not in wrong]
@@ -204,42 +198,48 @@ def _completed(
     return Batch(received, items, positions, faults)
 
 
-def _taken_apart(items: list[Any], faults: dict[int, list[Fault]], key: str | None) -> Batch:
-    """The batch of an array in which the items at the positions of `faults` are no metrics."""
+def _taken_apart(body: bytes, entries: list[metrics.Entry], key: str | None) -> Batch:
+    """The batch of a document of which pydantic says `entries`, or which has fields that are not known.
+
+    Raise RequestRefused where it is not single metrics that are at fault.
+    """
+    kind, message = entries[0][::2] if entries else ("", "")
+    if kind == "json_invalid":
+        raise RequestRefused(Fault("malformed_json", message))
+    if kind == "too_long":
+        raise _too_many()
+    items = from_json(body)
+    if enveloped := isinstance(items, dict):
+        wrong = [] if "metrics" in items else [Fault("missing_field", "metrics is missing", "metrics")]
+        wrong += metrics.unknown_fields(items, frozenset(["metrics"]))
+        if wrong:
+            raise RequestRefused(*wrong)
+        items = items["metrics"]
+    if not isinstance(items, list):
+        detail, field_name = 'send an array of metrics, or {"metrics": [...]}', "metrics" if enveloped else None
+        raise RequestRefused(Fault("invalid_field", detail, field_name))
+    by_position: dict[int, list[metrics.Entry]] = {}
+    for kind, path, message in entries:
+        position, *rest = path[1:] if enveloped else path
+        by_position.setdefault(int(position), []).append((kind, tuple(rest), message))
+    found = (
+        (position, metrics.item_faults(by_position.get(position, ()), item)) for position, item in enumerate(items)
+    )
+    faults = {position: wrong for position, wrong in found if wrong}
     positions = [position for position in range(len(items)) if position not in faults]
-    sound = _array().validate_json(to_json([items[position] for position in positions])) if positions else []
-    faults = {position: _identified(found, items[position]) for position, found in faults.items()}
+    sound = _array().validate_json(to_json([items[position] for position in positions]))
     return _completed(sound, key, positions, faults, len(items))
-
-
-def _identified(faults: list[Fault], item: Any) -> list[Fault]:
-    """The faults with the metric_id that the sender gave, so that it finds the metric again."""
-    metric_id = item.get("metric_id") if isinstance(item, dict) else None
-    if not isinstance(metric_id, str) or any(fault.field == "metric_id" for fault in faults):
-        return faults
-    return [Fault(fault.code, fault.detail, fault.field, metric_id) for fault in faults]
-
-
-def _faults_by_position(error: ValidationError, enveloped: bool) -> dict[int, list[Fault]]:
-    """The faults of single metrics. Raise RequestRefused where the whole document is at fault."""
-    entries = error.errors(include_url=False, include_context=False, include_input=False)
-    limit = settings().max_batch
-    if any(entry["type"] == "too_long" for entry in entries):
-        raise RequestRefused(Fault("too_many_metrics", f"a batch may have {limit} metrics at most")) from error
-    found = metrics.faults(error, skip=1 if enveloped else 0)
-    if None in found:
-        first = found[None][0]
-        if first.field is None and first.code == "invalid_field":
-            first = Fault("invalid_field", 'send an array of metrics, or {"metrics": [...]}')
-        raise RequestRefused(first, *found[None][1:]) from error
-    return {position: faults for position, faults in found.items() if position is not None}
 
 
 def _check_size(count: int) -> None:
     if not count:
         raise RequestRefused(Fault("empty_batch", "the batch has no metrics"))
     if count > settings().max_batch:
-        raise RequestRefused(Fault("too_many_metrics", f"a batch may have {settings().max_batch} metrics at most"))
+        raise _too_many()
+
+
+def _too_many() -> RequestRefused:
+    return RequestRefused(Fault("too_many_metrics", f"a batch may have {settings().max_batch} metrics at most"))
 
 
 @cache
@@ -250,7 +250,7 @@ def _array() -> TypeAdapter[list[Metric]]:
 @cache
 def _envelope() -> TypeAdapter[Any]:
     class Envelope(TypedDict):
-        __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+        __pydantic_config__ = metrics.CLOSED  # type: ignore[misc]
         metrics: Annotated[list[Metric], Field(max_length=settings().max_batch)]
 
     return TypeAdapter(Envelope)

@@ -95,12 +95,10 @@ class Service:
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The body, unpacked; both what was sent and what it unpacks to are held to MAX_BODY_BYTES while reading."""
         limit = self.settings.max_body_bytes
-        media_type = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
-        if media_type not in self._media_types:
+        sent = media_type(headers)
+        if sent not in self._media_types:
             wanted = " or ".join(known.decode() for known in self._media_types)
-            raise RequestRefused(
-                Fault("unsupported_media_type", f"send {wanted}, not {shown(media_type.decode('latin-1'))}")
-            )
+            raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {shown(sent.decode('latin-1'))}"))
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b"gzip", b"x-gzip"):
             raise RequestRefused(
@@ -152,6 +150,11 @@ def _gunzip(packed: bytes, limit: int, too_large: RequestRefused) -> bytes:
     except zlib.error as error:
         raise RequestRefused(Fault("malformed_json", f"the body is not gzip as announced: {error}")) from error
     return bytes(unpacked)
+
+
+def media_type(headers: Headers) -> bytes:
+    """The Content-Type without its parameters; what has none is JSON."""
+    return headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
 
 
 def idempotency_key(headers: Headers) -> str | None:

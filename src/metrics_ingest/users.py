@@ -4,7 +4,8 @@ import os
 from typing import Annotated, Any, NotRequired
 from uuid import UUID, uuid5
 
-from pydantic import ConfigDict, EmailStr, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import EmailStr, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from metrics_ingest import metrics
@@ -21,7 +22,7 @@ NAME = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 class User(TypedDict):
     """A person whose sessions are measured."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # pydantic's way for a TypedDict
+    __pydantic_config__ = metrics.CLOSED  # type: ignore[misc]  # pydantic's way for a TypedDict
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NAME)]
     email: NotRequired[Annotated[EmailStr, Field(max_length=320)]]
@@ -29,6 +30,7 @@ class User(TypedDict):
 
 
 USER = TypeAdapter(User)
+FIELDS = User.__required_keys__ | User.__optional_keys__
 
 
 def parse(body: bytes, key: str | None) -> dict[str, Any]:
@@ -36,7 +38,9 @@ def parse(body: bytes, key: str | None) -> dict[str, Any]:
     try:
         user = USER.validate_json(body)
     except ValidationError as error:
-        raise RequestRefused(*metrics.faults(error, {"user_id": "invalid_uuid"})[None]) from error
+        raise RequestRefused(*metrics.faults(error, body, FIELDS)) from error
+    if unknown := metrics.unknown_fields(from_json(body), FIELDS):
+        raise RequestRefused(*unknown)
     if user.get("user_id") == metrics.NIL:
         raise RequestRefused(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id"))
     new_id = uuid5(KEYED_IDS, key) if key else UUID(bytes=os.urandom(16), version=4)
