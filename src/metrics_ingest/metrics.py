@@ -82,7 +82,7 @@ def read(body: bytes) -> Metric:
         metric = METRIC.validate_json(body)
     except ValidationError as error:
         raise RequestRefused(*faults(error, body)) from error
-    if body.count(b'"') != quotation_marks([metric]) and (unknown := unknown_fields(from_json(body))):
+    if body.count(b'"') != quotation_marks([metric]) and (unknown := item_faults((), from_json(body))):
         raise RequestRefused(*unknown)
     return metric
 
