@@ -6,15 +6,21 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pg8000.exceptions
 import uvicorn
 from functions_framework import create_app
 from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from metrics_ingest import migrations
+from metrics_ingest import migrations, openapi
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.service import Reply, problem
 from metrics_ingest.settings import settings
@@ -37,16 +43,34 @@ stop with Ctrl-C
 """
 
 
+DOCS = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>metrics-ingest</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="docs"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#docs", validatorUrl: null, tryItOutEnabled: true})</script>
+</body>
+</html>
+"""
+
+
 class Dispatcher:
     """The first path segment picks the function; the path is passed on as it is, with or without a trailing slash."""
 
     def __init__(self, functions: dict[str, ASGIApp]) -> None:
         self._functions = functions
+        self._docs = _docs()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
         segment = scope["path"].strip("/").partition("/")[0]
-        app = self._functions.get(segment)
+        app = self._docs if segment in ("docs", "openapi.json") else self._functions.get(segment)
         if app is None:
             is_index = not segment and scope["method"] in ("GET", "HEAD")
             app = (
@@ -57,7 +81,26 @@ class Dispatcher:
         await app(scope, receive, send)
 
 
-def _not_found(scope: Scope) -> ASGIApp:
+def _docs() -> ASGIApp:
+    """The OpenAPI document, and Swagger UI for it from the assets of the flask-swagger-ui wheel (extra `local`)."""
+
+    async def description(_: Request) -> Response:
+        return Response(openapi.to_text(), media_type="application/json")
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(DOCS)
+
+    async def missing(request: Request, _: Exception) -> Response:
+        return _not_found(request.scope)
+
+    routes: list[BaseRoute] = [Route("/openapi.json", description)]
+    if found := find_spec("flask_swagger_ui"):  # only looked for: importing it would bring Flask
+        assets = StaticFiles(directory=Path(str(found.origin)).parent / "dist")
+        routes += [Route("/docs", page), Route("/docs/", page), Mount("/docs", assets)]
+    return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
+
+
+def _not_found(scope: Scope) -> Response:
     return problem(RequestRefused(Fault("not_found", f"no function owns the path {scope['path'][:200]!r}")))
 
 
