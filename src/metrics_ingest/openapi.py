@@ -260,7 +260,11 @@ def _posts() -> dict[str, Any]:
                     },
                 },
                 "application/x-ndjson": {
-                    "schema": {"type": "string", "description": "one metric a line; blank lines are skipped"},
+                    "schema": {
+                        "type": "string",
+                        "minLength": 1,
+                        "description": "one metric a line, blank ones skipped",
+                    },
                     "example": lines,
                 },
             },
