@@ -11,7 +11,7 @@ from processes import BIN, ROOT, Postgres, Server, free_port, query
 
 # In CI the same some hundreds of requests each time; `make contract` asks for more, and others.
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES")
-EXTENT = ("--max-examples", EXAMPLES) if EXAMPLES else ("--max-examples", "50", "--seed", "1")
+EXTENT = ("--max-examples", EXAMPLES) if EXAMPLES else ("--max-examples", "25", "--seed", "1")
 USER = {"user_id": "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d", "name": "Greg"}
 
 
