@@ -167,7 +167,7 @@ def session() -> Iterator[requests.Session]:
         yield open_session
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(batches=BATCHES)
 def test_every_metric_is_accounted_for(
     stack: Stack, database: pg8000.native.Connection, session: requests.Session, batches: list[Any]
