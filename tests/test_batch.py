@@ -265,15 +265,26 @@ def test_unreadable_lines_are_rejected_metrics(stack: Stack, metric: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "torn", [('{"value":"x', '{",'), ('{"value":[1', '{"q":1}],'), ('{"value":"x}', '{",')], ids=repr
+    "torn", ['{"value":"x|{",', '{"value":[1|{"q":1}],', '{"value":"x}|{",', '{"value":1|'], ids=repr
 )
-def test_lines_cannot_be_read_as_one_metric(stack: Stack, metric: dict[str, Any], torn: tuple[str, str]) -> None:
-    """A name may stand twice, and of the first value nothing is looked at: a line feed in it must not be overlooked."""
+def test_lines_cannot_be_read_as_one_metric(stack: Stack, metric: dict[str, Any], torn: str) -> None:
+    """Of a name that stands twice the first value is not looked at: what is torn in it must not be overlooked."""
     first, second, third = (json.dumps(one) for one in several(metric, 3))
-    answer = post(stack, "\n".join([f"{first},{second}", torn[0], torn[1] + third[1:]]), **NDJSON)
-    assert account(answer) == (422, 3, 0, 0, 3)
-    assert faults(answer) == [(index, "malformed_json", None) for index in range(3)]
+    head, tail = torn.split("|")
+    whole, part = third.split(", ", 1)
+    for lines_of_third in ([head, tail + third[1:]], [whole, part]):
+        answer = post(stack, "\n".join([f"{first},{second}", *lines_of_third]), **NDJSON)
+        assert account(answer) == (422, 3, 0, 0, 3)
+        assert faults(answer) == [(index, "malformed_json", None) for index in range(3)]
     assert stack.stored(metric["user_id"]) == []
+
+
+def test_line_of_two_metrics_is_one_rejected_metric(stack: Stack, metric: dict[str, Any]) -> None:
+    first, second, third = (json.dumps(one) for one in several(metric, 3))
+    answer = post(stack, f"{first},{second}\n{third}\n", **NDJSON)
+    assert account(answer) == (207, 2, 1, 0, 1)
+    assert faults(answer) == [(0, "malformed_json", None)]
+    assert [row[5] for row in stack.stored(metric["user_id"])] == [2]
 
 
 # Strict
