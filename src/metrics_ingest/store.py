@@ -224,9 +224,11 @@ def ssl_context(database: Database) -> ssl.SSLContext | bool | None:
         return False
     if database.sslmode == "prefer":
         return None
-    context = ssl.create_default_context(cafile=database.sslrootcert)
+    roots = None if database.sslrootcert == "system" else database.sslrootcert
+    context = ssl.create_default_context(cafile=roots)
     context.check_hostname = database.sslmode == "verify-full"
-    if database.sslmode == "require" and not database.sslrootcert:
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as libpq: the CAs of some managed databases are not that exact
+    if database.sslmode == "require" and not roots:
         context.verify_mode = ssl.CERT_NONE
     return context
 
