@@ -86,7 +86,10 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
 
 
 def migrate(database: Database) -> list[str]:
-    """Bring the schema up to date, make the months' partitions, give the roles their rights, and return the names of what was applied."""
+    """Bring the schema up to date, make the months' partitions, and give the roles their rights.
+
+    Return the names of what was applied.
+    """
     with open_backend(database) as backend, backend.lock():
         pending = backend.to_apply(yoyo.read_migrations(str(directory())))
         applied = [migration.id for migration in pending]

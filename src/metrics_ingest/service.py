@@ -7,7 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 from pydantic_core import to_json
@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from metrics_ingest import __version__
+from metrics_ingest.bodies import SMALL, check_structure, gunzip
 from metrics_ingest.cors import Cors, preflight
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
-from metrics_ingest.limits import SMALL, check_structure, gunzip
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
@@ -32,6 +32,9 @@ READ_TIMEOUT_S = 60  # for a body that does not come with its head
 LARGE_BODIES = 4  # times MAX_BODY_BYTES: what all bodies that came in pieces or packed may hold together
 
 logger = logging.getLogger(__name__)
+
+with suppress(ImportError):  # without httptools uvicorn uses h11, which has limits of its own
+    import metrics_ingest.protocol  # noqa: F401  # for its effect
 
 Headers = Mapping[bytes, bytes]
 Handler = Callable[[bytes, Headers], Awaitable[Response]]

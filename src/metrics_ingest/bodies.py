@@ -1,4 +1,4 @@
-"""What one request may cost before it is known to be worth anything. docs: SECURITY.md, Limits.
+"""What a body may cost before it is known to be worth anything.
 
 A parser makes up to 150 bytes of objects out of one byte of JSON (measured: 10 MB of `[],[],…` became 500 MB, a million
 keys 1.6 GB), so the number of values is held to what the metrics of a valid body can have before anything parses it.
@@ -6,14 +6,11 @@ keys 1.6 GB), so the number of values is held to what the metrics of a valid bod
 
 import zlib
 
-import uvicorn.config
 from pydantic_core import from_json
 
 from metrics_ingest.errors import Fault, RequestRefused
 
 SMALL = 65_536  # a body of this size can do no harm, whatever it holds; the checks below are for larger ones
-HEAD_BYTES = 65_536  # request line and header fields, or the trailer fields, of one request
-PIPELINED = 64  # requests of one connection that wait for the answer to an earlier one
 MEMBERS = 4_096  # of one gzip body; each costs a decompressor
 VALUES_PER_METRIC = 16  # a metric has 6; a batch of metrics with unknown fields is still told about each of them
 NESTED_PER_METRIC = 4
@@ -60,37 +57,3 @@ def gunzip(packed: bytes | bytearray, limit: int, too_large: RequestRefused) -> 
         raise zlib.error(f"it has more than {MEMBERS} members")
     except zlib.error as error:
         raise RequestRefused(Fault("malformed_json", f"the body is not gzip as announced: {error}")) from error
-
-
-try:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-except ImportError:
-    pass  # without httptools uvicorn uses h11, which has limits of its own
-else:
-
-    class BoundedHttp(HttpToolsProtocol):
-        """uvicorn's protocol with an end to what it collects before anyone has seen the request: it has none itself."""
-
-        _unseen = 0  # bytes since the last end of a head or piece of a body
-
-        def data_received(self, data: bytes) -> None:
-            """Parse what has arrived."""
-            self._unseen += len(data)
-            super().data_received(data)
-            if self._unseen > HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
-
-        def on_headers_complete(self) -> None:
-            """Pass the request on to the function. What is raised here is answered with 400."""
-            self._unseen = 0
-            if len(self.pipeline) >= PIPELINED:
-                raise ValueError
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            """Pass a piece of the body on."""
-            self._unseen = 0
-            super().on_body(body)
-
-    # functions-framework gives no way to choose; here every uvicorn looks that was told nothing else.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:BoundedHttp"
