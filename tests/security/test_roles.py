@@ -1,5 +1,6 @@
 """The database's roles: each logs in and tries what it must not do."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from uuid import uuid4
@@ -11,7 +12,7 @@ import requests
 from metrics_ingest import migrations
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import connect
-from processes import Postgres, Server, query
+from processes import ROOT, Postgres, Server, query
 
 METRIC = (
     '[{"user_id":"%s","timestamp":"2024-08-08T12:34:56Z","metric_id":"%s","session_id":"%s",'
@@ -260,6 +261,7 @@ def bare() -> Iterator[Postgres]:
 
 def test_roles_that_may_not_be_made_are_served_when_somebody_has_made_them(bare: Postgres) -> None:
     bare.run("DROP DATABASE migrated_template")
+    bare.run("DROP DATABASE IF EXISTS metrics_db")
     for role in ("metrics_writer", "metrics_reader"):
         bare.run(f"DROP ROLE {role}")
     bare.run("CREATE ROLE plain LOGIN")
@@ -280,3 +282,21 @@ def test_roles_that_may_not_be_made_are_served_when_somebody_has_made_them(bare:
     migrations.rollback(read_database({"DATABASE_URL": url}))
     migrations.migrate(read_database({"DATABASE_URL": url}))
     assert query(writer, "SELECT ingest_metrics('[]')") == [[None]]
+
+
+def test_what_security_md_says_sets_a_server_up(bare: Postgres) -> None:
+    before, after = re.findall(r"```sql\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    for role in ("metrics_writer", "metrics_reader"):
+        bare.run(f"DROP OWNED BY {role}", "migrated_template")
+        bare.run(f"DROP ROLE {role}")
+    for statement in filter(str.strip, before.split(";")):
+        bare.run(statement)
+    owner = as_role(bare.url("metrics_db"), "metrics_owner")
+    migrations.migrate(read_database({"DATABASE_URL": owner}))
+    query(owner, after)
+    for role, timeout in (("metrics_writer", "1min"), ("metrics_reader", "5min")):
+        login = as_role(bare.url("metrics_db"), role)
+        assert query(login, "SHOW statement_timeout") == [[timeout]]
+    assert query(as_role(bare.url("metrics_db"), "metrics_writer"), "SELECT ingest_metrics('[]')") == [[None]]
+    assert sqlstate(as_role(bare.url("metrics_db"), "metrics_writer"), "SELECT * FROM users") == "42501"
+    assert query(as_role(bare.url("metrics_db"), "metrics_reader"), "SELECT * FROM users") == []
