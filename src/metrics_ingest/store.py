@@ -157,8 +157,9 @@ def _statement(what: Call, items: Sequence[Any]) -> str:
     if what is Call.REGISTER:
         return f"SELECT register_users({literal(to_json(items).decode())})"
     # A JSON array of numbers, or of quoted text without backslashes, is in braces an array of PostgreSQL's. Columns are
-    # faster than objects to write and to read. None of these values can hold a quote or a backslash.
-    columns = (to_json([item[name] for item in items]).decode()[1:-1] for name in COLUMNS)
+    # faster than objects to write and to read. None of these values can hold a backslash, nor a quote; but what
+    # keeps SQL out stands here, not in another module's rules.
+    columns = (to_json([item[name] for item in items]).decode()[1:-1].replace("'", "''") for name in COLUMNS)
     return "SELECT ingest_metrics(" + ",".join(f"'{{{column}}}'" for column in columns) + ")"
 
 

@@ -11,13 +11,20 @@ import requests
 
 from metrics_ingest import migrations
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import connect
+from metrics_ingest.store import COLUMNS, Call, _statement, connect
 from processes import ROOT, Postgres, Server, query
 
-METRIC = (
-    '[{"user_id":"%s","timestamp":"2024-08-08T12:34:56Z","metric_id":"%s","session_id":"%s",'
-    '"metric_type":"talked_time","value":1}]'
-)
+NOTHING = "SELECT ingest_metrics('{}', '{}', '{}', '{}', '{}', '{}')"
+
+
+def ingesting(user: str, value: float = 1, metric_type: str = "talked_time") -> str:
+    """The statement that stores a metric."""
+    return (
+        f"SELECT ingest_metrics('{{{user}}}', '{{2024-08-08T12:34:56Z}}', '{{{uuid4()}}}', '{{{uuid4()}}}',"
+        f" '{{{metric_type}}}', '{{{value}}}')"
+    )
+
+
 FORBIDDEN = {"42501": "insufficient_privilege", "25006": "read_only_sql_transaction"}
 
 
@@ -74,8 +81,8 @@ WRITES = [
     "CREATE FUNCTION public.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "CREATE SCHEMA mine",
     "CREATE TRIGGER mine BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-    "CREATE OR REPLACE FUNCTION ingest_metrics(batch json) RETURNS json LANGUAGE sql AS 'SELECT NULL::json'",
-    "ALTER FUNCTION ingest_metrics(json) SECURITY INVOKER",
+    "CREATE OR REPLACE FUNCTION register_users(batch json) RETURNS json LANGUAGE sql AS 'SELECT NULL::json'",
+    "ALTER FUNCTION ingest_metrics SECURITY INVOKER",
     "SELECT create_metrics_partitions(1000)",
     "SELECT grant_to_roles()",
     "GRANT metrics_writer TO metrics_reader",
@@ -107,8 +114,26 @@ def test_writer_stores_through_the_functions(url: str) -> None:
     user = str(uuid4())
     writer = as_role(url, "metrics_writer")
     query(writer, f"""SELECT register_users('[{{"user_id":"{user}","name":"Greg","email":null}}]')""")
-    assert query(writer, f"SELECT ingest_metrics('{METRIC % (user, uuid4(), uuid4())}')") == [[None]]
+    assert query(writer, ingesting(user)) == [[None]]
     assert query(url, "SELECT count(*) FROM metrics WHERE user_id = :user_id", user_id=user) == [[1]]
+
+
+def test_statement_keeps_sql_out_even_where_validation_failed(url: str) -> None:
+    user = str(uuid4())
+    query(url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+    fields = dict.fromkeys(COLUMNS, user) | {"timestamp": "2024-08-08T12:34:56Z", "value": 1.0}
+    for trick in (
+        "talked_time}'); DROP TABLE metrics CASCADE; --",
+        "'",
+        "\\'; DROP TABLE metrics; --",
+        "\"}'::text[]); --",
+    ):
+        with suppress(pg8000.native.DatabaseError):
+            query(url, _statement(Call.INGEST, [{**fields, "metric_type": trick}]))
+        with suppress(pg8000.native.DatabaseError):
+            query(url, _statement(Call.REGISTER, [{"user_id": user, "name": trick, "email": trick}]))
+    assert query(url, "SELECT count(*) FROM metrics WHERE user_id = :u", u=user) == [[0]]
+    assert query(url, "SELECT name FROM users WHERE user_id = :u", u=user) == [["\"}'::text[]); --"]]
 
 
 def test_functions_of_the_cloud_run_as_the_writer(url: str, serve: Callable[..., Server]) -> None:
@@ -135,8 +160,8 @@ def test_reader_may_read_every_table_also_of_later_migrations(url: str) -> None:
 
 
 def test_reader_may_not_write_through_the_functions(url: str) -> None:
-    for call in ("ingest_metrics", "register_users"):
-        assert sqlstate(as_role(url, "metrics_reader"), f"SELECT {call}('[]')") == "42501"
+    for call in (NOTHING, "SELECT register_users('[]')"):
+        assert sqlstate(as_role(url, "metrics_reader"), call) == "42501"
 
 
 def test_only_the_writer_may_call_what_runs_as_the_owner(url: str) -> None:
@@ -200,9 +225,8 @@ def test_functions_are_not_hijacked(url: str, name: str) -> None:
             with suppress(pg8000.native.DatabaseError):  # not allowed: so much the better
                 connection.run(statement)
         connection.run(f"""SELECT register_users('[{{"user_id":"{user}","name":"Greg","email":null}}]')""")
-        assert connection.run(f"SELECT ingest_metrics('{METRIC % (user, uuid4(), uuid4())}')") == [[None]]
-        too_much = (METRIC % (user, uuid4(), uuid4())).replace('"value":1', '"value":1e9')
-        ((answer,),) = connection.run(f"SELECT ingest_metrics('{too_much}')")
+        assert connection.run(ingesting(user)) == [[None]]
+        ((answer,),) = connection.run(ingesting(user, 1e9))
         assert [outcome["outcome"] for outcome in answer] == ["value_out_of_range"]
     finally:
         connection.close()
@@ -240,15 +264,13 @@ def test_plain_owner_migrates_and_the_functions_run_as_it(owner: tuple[str, str]
     assert query(
         url, "SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc WHERE prosecdef AND proname ~ '^(ingest_m|reg)'"
     ) == [[name]]
-    user = uuid4()
+    user = str(uuid4())
     writer = as_role(url.replace(f"{name}@", "postgres@"), "metrics_writer")
     query(writer, f"""SELECT register_users('[{{"user_id":"{user}","name":"Greg","email":null}}]')""")
-    assert query(writer, f"SELECT ingest_metrics('{METRIC % (user, uuid4(), uuid4())}')") == [[None]]
+    assert query(writer, ingesting(user)) == [[None]]
     migrations.rollback(database)
     migrations.migrate(database)
-    assert query(writer, f"SELECT ingest_metrics('{METRIC % (user, uuid4(), uuid4())}')") != [
-        [None]
-    ]  # no such user any more
+    assert query(writer, ingesting(user)) != [[None]]  # no such user any more
 
 
 @pytest.fixture
@@ -272,7 +294,7 @@ def test_roles_that_may_not_be_made_are_served_when_somebody_has_made_them(bare:
     bare.run("CREATE ROLE metrics_writer LOGIN")
     migrations.migrate(read_database({"DATABASE_URL": url}))
     writer = as_role(bare.url("managed"), "metrics_writer")
-    assert query(writer, "SELECT ingest_metrics('[]')") == [[None]]
+    assert query(writer, NOTHING) == [[None]]
     assert sqlstate(writer, "SELECT * FROM metrics") == "42501"
     # Another database on the cluster depends on the roles: a rollback here, and migrating again, is no matter.
     bare.run("CREATE DATABASE other OWNER plain")
@@ -281,7 +303,7 @@ def test_roles_that_may_not_be_made_are_served_when_somebody_has_made_them(bare:
     migrations.rollback(other)
     migrations.rollback(read_database({"DATABASE_URL": url}))
     migrations.migrate(read_database({"DATABASE_URL": url}))
-    assert query(writer, "SELECT ingest_metrics('[]')") == [[None]]
+    assert query(writer, NOTHING) == [[None]]
 
 
 def test_what_security_md_says_sets_a_server_up(bare: Postgres) -> None:
@@ -297,6 +319,6 @@ def test_what_security_md_says_sets_a_server_up(bare: Postgres) -> None:
     for role, timeout in (("metrics_writer", "1min"), ("metrics_reader", "5min")):
         login = as_role(bare.url("metrics_db"), role)
         assert query(login, "SHOW statement_timeout") == [[timeout]]
-    assert query(as_role(bare.url("metrics_db"), "metrics_writer"), "SELECT ingest_metrics('[]')") == [[None]]
+    assert query(as_role(bare.url("metrics_db"), "metrics_writer"), NOTHING) == [[None]]
     assert sqlstate(as_role(bare.url("metrics_db"), "metrics_writer"), "SELECT * FROM users") == "42501"
     assert query(as_role(bare.url("metrics_db"), "metrics_reader"), "SELECT * FROM users") == []
