@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from metrics_ingest import batch
 from metrics_ingest.service import JSON, NDJSON, Headers, Reply, Service, idempotency_key, media_type
+from metrics_ingest.settings import settings
 
 
 @functions_framework.aio.http
@@ -21,4 +22,4 @@ async def store_many(body: bytes, headers: Headers) -> Response:
     return Reply(report.status, report.to_json(), [(b"preference-applied", b"handling=strict")] if strict else ())
 
 
-service = Service("ingest_batch", store_many, media_types=(JSON, NDJSON))
+service = Service("ingest_batch", store_many, media_types=(JSON, NDJSON), most=settings().max_batch)

@@ -6,7 +6,7 @@ import sys
 import click
 import pg8000.exceptions
 
-from metrics_ingest import __version__
+from metrics_ingest import __version__, keys
 from metrics_ingest.settings import BadSetting, Database, read_database
 
 
@@ -14,6 +14,9 @@ from metrics_ingest.settings import BadSetting, Database, read_database
 @click.version_option(__version__)
 def main() -> None:
     """Look after the database that metrics are ingested into. It is found by DATABASE_URL, or PGHOST and its like."""
+
+
+main.add_command(keys.command)
 
 
 def database() -> Database:

@@ -86,12 +86,16 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
 
 
 def migrate(database: Database) -> list[str]:
-    """Bring the schema up to date, make the months' partitions, and return the names of what was applied."""
+    """Bring the schema up to date, make the months' partitions, and give the roles their rights.
+
+    Return the names of what was applied.
+    """
     with open_backend(database) as backend, backend.lock():
         pending = backend.to_apply(yoyo.read_migrations(str(directory())))
         applied = [migration.id for migration in pending]
         backend.apply_migrations(pending)
         backend.execute(f"SELECT create_metrics_partitions({MONTHS_AHEAD})")
+        backend.execute("SELECT grant_to_roles()")
         return applied
 
 

@@ -1,20 +1,23 @@
 """What every function does around its own work: methods, health, keys, body limits, and errors as problem+json."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import re
 import uuid
-import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from metrics_ingest import __version__
+from metrics_ingest.bodies import SMALL, check_structure, gunzip
+from metrics_ingest.cors import Cors, preflight
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
@@ -25,9 +28,13 @@ JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
-HEALTH_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 60  # for a body that does not come with its head
+LARGE_BODIES = 4  # times MAX_BODY_BYTES: what all bodies that came in pieces or packed may hold together
 
 logger = logging.getLogger(__name__)
+
+with suppress(ImportError):  # without httptools uvicorn uses h11, which has limits of its own
+    import metrics_ingest.protocol  # noqa: F401  # for its effect
 
 Headers = Mapping[bytes, bytes]
 Handler = Callable[[bytes, Headers], Awaitable[Response]]
@@ -46,43 +53,71 @@ class Reply(Response):
 
 
 class Service:
-    """One HTTP function: `name` is its path segment, `handler` its work, `media_types` what it reads."""
+    """One HTTP function: `name` is its path segment, `handler` its work, `media_types` what it reads.
 
-    def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,)) -> None:
+    `most` is how many metrics (or the like) a body can have.
+    """
+
+    def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,), most: int = 1) -> None:
         self.name = name
         self.settings: Settings = settings()
         self._handler = handler
         self._media_types = media_types
+        self._most = most
+        self._cors = Cors(self.settings.cors_origins) if self.settings.cors_origins else None
+        self._held = 0
 
     async def respond(self, request: Request) -> Response:
         """Answer any request. Nothing escapes: the framework's own crash handler would answer in its own way."""
         try:
-            if request.method == "POST":
-                headers = combined(request.scope["headers"])
-                self._authenticate(headers)
-                body = await self._read_body(headers, request.receive)
-                return await self._handler(body, headers)
-            if request.method in ("GET", "HEAD"):
-                return await self._describe(request)
-            raise RequestRefused(
-                Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
-                headers={"Allow": "GET, HEAD, POST"},
-            )
+            response = await self._answer(request)
         except Exception as error:  # noqa: BLE001  # the last resort: every answer is ours
-            return problem(error)
+            response = problem(error)
+        if self._cors:
+            response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
+        return response
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method == "POST":
+            headers = combined(request.scope["headers"])
+            request.scope["caller"] = self._authenticate(headers)  # for the log line
+            packed = self._is_packed(headers)
+            message = await request.receive()
+            body: bytes = message.get("body", b"")
+            if packed or message.get("more_body") or len(body) > SMALL:
+                with self._hold() as take:
+                    body = await self._whole(body, message, request.receive, packed, take)
+                    check_structure(body, self._most, lines=media_type(headers) == NDJSON)
+                    return await self._handler(body, headers)
+            if len(body) > self.settings.max_body_bytes:
+                raise self._too_large()
+            return await self._handler(body, headers)
+        if request.method in ("GET", "HEAD"):
+            return await self._describe(request)
+        if request.method == "OPTIONS" and self._cors:
+            return preflight()
+        raise RequestRefused(
+            Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
+            headers={"Allow": "GET, HEAD, OPTIONS, POST" if self._cors else "GET, HEAD, POST"},
+        )
 
     async def _describe(self, request: Request) -> Response:
-        if not request.url.path.rstrip("/").endswith("/health"):
+        if not request.scope["path"].rstrip("/").endswith("/health"):
             return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "status": "ok"}))
         await writer().write(Call.PING, ())
         return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "database": "ok"}))
 
     def _authenticate(self, headers: Headers) -> str | None:
-        """The name of the caller's key, or None where anyone may call."""
+        """The name of the caller's key, or None where anyone may call.
+
+        X-API-Key goes first: in front of Cloud Run's own check Authorization holds that one's token.
+        """
         if not self.settings.api_keys:
             return None
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        key = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        key = headers.get(b"x-api-key", b"")
+        if not key:
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            key = token.strip() if scheme.lower() == b"bearer" else b""
         digest = hashlib.sha256(key).digest()
         names = [known.name for known in self.settings.api_keys if hmac.compare_digest(known.digest, digest)]
         if not names or not key:
@@ -92,9 +127,8 @@ class Service:
             )
         return names[0]
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """The body, unpacked; both what was sent and what it unpacks to are held to MAX_BODY_BYTES while reading."""
-        limit = self.settings.max_body_bytes
+    def _is_packed(self, headers: Headers) -> bool:
+        """Whether the body is gzip. Raise RequestRefused when the headers alone say that it cannot be read."""
         sent = media_type(headers)
         if sent not in self._media_types:
             wanted = " or ".join(known.decode() for known in self._media_types)
@@ -108,48 +142,71 @@ class Service:
                 ),
                 headers={"Accept-Encoding": "gzip, identity"},
             )
-        too_large = RequestRefused(Fault("payload_too_large", f"the body may have {limit} bytes at most"))
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            raise too_large
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        while message.get("more_body"):
-            if len(body) > limit:
-                raise too_large
-            message = await receive()
-            body += message.get("body", b"")
+        if declared.isdigit() and int(declared) > self.settings.max_body_bytes:
+            raise self._too_large()
+        return encoding != b"identity"
+
+    async def _whole(
+        self, body: bytes, message: Message, receive: Receive, packed: bool, take: Callable[[int], None]
+    ) -> bytes:
+        """The body that `message` began, unpacked; both sizes are held to MAX_BODY_BYTES while reading."""
+        limit = self.settings.max_body_bytes
+        whole = bytearray(body)
+        take(len(body))
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                while message.get("more_body") and len(whole) <= limit:
+                    message = await receive()
+                    piece = message.get("body", b"")
+                    take(len(piece))
+                    whole += piece
+        except TimeoutError:
+            raise RequestRefused(
+                Fault("malformed_json", f"the body did not arrive within {READ_TIMEOUT_S} s")
+            ) from None
+        if len(whole) > limit:
+            raise self._too_large()
         if message["type"] == "http.disconnect":
             raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # nobody is there to read it
-        if len(body) > limit:
-            raise too_large
-        return body if encoding == b"identity" else _gunzip(body, limit, too_large)
+        if not packed:
+            return bytes(whole)
+        unpacked = gunzip(whole, limit, self._too_large())
+        take(len(unpacked))
+        return unpacked
+
+    @contextmanager
+    def _hold(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of large bodies until they are answered; all together have a limit, too."""
+        mine = 0
+
+        def take(count: int) -> None:
+            nonlocal mine
+            if self._held + count > LARGE_BODIES * self.settings.max_body_bytes:
+                raise Overloaded
+            mine += count
+            self._held += count
+
+        try:
+            yield take
+        finally:
+            self._held -= mine
+
+    def _too_large(self) -> RequestRefused:
+        return RequestRefused(
+            Fault("payload_too_large", f"the body may have {self.settings.max_body_bytes} bytes at most")
+        )
 
 
 def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
     """The header fields by lower-case name; a repeated one is one list (RFC 9110, section 5.3)."""
     headers = dict(raw)
     if len(headers) != len(raw):
-        for name in headers:
-            headers[name] = b", ".join(value for other, value in raw if other == name)
+        lists: dict[bytes, list[bytes]] = {}
+        for name, value in raw:
+            lists.setdefault(name, []).append(value)
+        return {name: b", ".join(values) for name, values in lists.items()}
     return headers
-
-
-def _gunzip(packed: bytes, limit: int, too_large: RequestRefused) -> bytes:
-    """Unpack all members of a gzip body (RFC 1952, section 2.2)."""
-    unpacked = bytearray()
-    try:
-        while packed:
-            member = zlib.decompressobj(wbits=31)
-            unpacked += member.decompress(packed, limit + 1 - len(unpacked))
-            if len(unpacked) > limit:
-                raise too_large
-            if not member.eof:
-                raise zlib.error("it ends too early")
-            packed = member.unused_data
-    except zlib.error as error:
-        raise RequestRefused(Fault("malformed_json", f"the body is not gzip as announced: {error}")) from error
-    return bytes(unpacked)
 
 
 def media_type(headers: Headers) -> bytes:

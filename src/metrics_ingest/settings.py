@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,7 +66,7 @@ class Settings:
             write_lanes=int(_number(environ, "WRITE_LANES", 2, least=1, most=100)),
             write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
             write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),
-            cors_origins=tuple(filter(None, (o.strip() for o in environ.get("CORS_ORIGINS", "").split(",")))),
+            cors_origins=_origins(environ),
             log_level=_choice(environ, "LOG_LEVEL", "INFO", LOG_LEVELS),
         )
 
@@ -92,7 +93,11 @@ def read_database(environ: Mapping[str, str]) -> Database:
         user, password, database = environ.get("PGUSER"), environ.get("PGPASSWORD"), environ.get("PGDATABASE")
         port, source = environ.get("PGPORT") or "5432", "PGPORT"
     else:
-        parts, source = urlsplit(url), "DATABASE_URL"
+        source = "DATABASE_URL"
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # its message may quote the password
+            raise BadSetting("DATABASE_URL is not a URL; percent-encode what is special in user and password") from None
         if parts.scheme not in ("postgresql", "postgres"):
             raise BadSetting("DATABASE_URL must begin with postgresql://")
         options = dict(parse_qsl(parts.query))
@@ -106,13 +111,34 @@ def read_database(environ: Mapping[str, str]) -> Database:
         raise BadSetting(f"{source} has a port that is not a number from 1 to 65535")
     if not user:
         raise BadSetting(f"{'DATABASE_URL' if url else 'PGUSER'} names no user")
-    sslmode = options.get("sslmode") or ("prefer" if _is_local(host) else "require")
-    if sslmode not in SSL_MODES:
-        raise BadSetting(f"{'DATABASE_URL' if url else 'PGSSLMODE'}: sslmode must be one of {', '.join(SSL_MODES)}")
+    sslmode, sslrootcert = _tls(options, host, "DATABASE_URL" if url else "PGSSLMODE")
     if "\0" in f"{host}{user}{password}{database}":
         raise BadSetting(f"{'DATABASE_URL' if url else 'PGHOST'} has a NUL character")
     instance = environ.get("CLOUD_SQL_INSTANCE") or None
-    return Database(host, int(port), user, database or user, password, sslmode, options.get("sslrootcert"), instance)
+    return Database(host, int(port), user, database or user, password, sslmode, sslrootcert, instance)
+
+
+def _tls(options: Mapping[str, str | None], host: str, source: str) -> tuple[str, str | None]:
+    """Read sslmode and sslrootcert as libpq does; to other hosts nothing goes in the clear unasked."""
+    sslrootcert = options.get("sslrootcert") or None
+    default = "verify-full" if sslrootcert == "system" else "prefer" if _is_local(host) else "require"
+    sslmode = options.get("sslmode") or default
+    if sslmode not in SSL_MODES:
+        raise BadSetting(f"{source}: sslmode must be one of {', '.join(SSL_MODES)}")
+    if sslrootcert == "system":
+        if sslmode != "verify-full":
+            raise BadSetting(
+                f"{source}: sslrootcert=system needs sslmode=verify-full: anyone can get such a certificate"
+            )
+    elif sslrootcert:
+        try:
+            ssl.create_default_context(cafile=sslrootcert)
+        except (OSError, ssl.SSLError) as error:
+            reason = (
+                error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "no PEM certificate in it"
+            )
+            raise BadSetting(f"{source}: sslrootcert {sslrootcert} cannot be used: {reason}") from None
+    return sslmode, sslrootcert
 
 
 def _is_local(host: str) -> bool:
@@ -136,6 +162,14 @@ def _api_keys(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
     if not keys and not anonymous:
         raise BadSetting("API_KEYS is not set; set it, or ALLOW_ANONYMOUS=true when something in front authenticates")
     return tuple(keys)
+
+
+def _origins(environ: Mapping[str, str]) -> tuple[str, ...]:
+    origins = tuple(filter(None, (origin.strip().lower() for origin in environ.get("CORS_ORIGINS", "").split(","))))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@*]+", origin, re.ASCII):
+            raise BadSetting(f"CORS_ORIGINS must be * or origins like https://app.example.com, not {origin[:100]!r}")
+    return origins
 
 
 def _number(
