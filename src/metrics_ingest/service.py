@@ -1,5 +1,6 @@
 """What every function does around its own work: methods, health, keys, body limits, and errors as problem+json."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -14,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from metrics_ingest import __version__
+from metrics_ingest import __version__, logs
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.limits import arrivals
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
@@ -51,15 +53,17 @@ class Service:
     def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,)) -> None:
         self.name = name
         self.settings: Settings = settings()
+        logs.start(self.settings)
         self._handler = handler
         self._media_types = media_types
 
     async def respond(self, request: Request) -> Response:
         """Answer any request. Nothing escapes: the framework's own crash handler would answer in its own way."""
+        key = None
         try:
             if request.method == "POST":
                 headers = combined(request.scope["headers"])
-                self._authenticate(headers)
+                key = self._authenticate(headers)
                 body = await self._read_body(headers, request.receive)
                 return await self._handler(body, headers)
             if request.method in ("GET", "HEAD"):
@@ -69,12 +73,15 @@ class Service:
                 headers={"Allow": "GET, HEAD, POST"},
             )
         except Exception as error:  # noqa: BLE001  # the last resort: every answer is ours
+            if isinstance(error, RequestRefused):
+                facts = {"function": self.name, "status": CODES[error.code].value, "code": error.code, "key": key}
+                logger.info("request refused", extra={"facts": facts})
             return problem(error)
 
     async def _describe(self, request: Request) -> Response:
         if not request.url.path.rstrip("/").endswith("/health"):
             return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "status": "ok"}))
-        await writer().write(Call.PING, ())
+        await writer().write(Call.PING, (), timeout_s=HEALTH_TIMEOUT_S)
         return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "database": "ok"}))
 
     def _authenticate(self, headers: Headers) -> str | None:
@@ -112,18 +119,29 @@ class Service:
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             raise too_large
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        while message.get("more_body"):
-            if len(body) > limit:
-                raise too_large
+        task = asyncio.current_task()
+        assert task is not None
+        waiting = arrivals()
+        waiting.begin(task)
+        try:
             message = await receive()
-            body += message.get("body", b"")
+            body: bytes | bytearray = message.get("body", b"")
+            while message.get("more_body"):
+                if len(body) > limit:
+                    raise too_large
+                message = await receive()
+                chunk = message.get("body", b"")
+                waiting.received(task, len(chunk))
+                body = body if isinstance(body, bytearray) else bytearray(body)
+                body += chunk
+        finally:
+            if waiting.end(task):
+                raise RequestRefused(Fault("malformed_json", "the body took too long"), headers={"Connection": "close"})
         if message["type"] == "http.disconnect":
             raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # nobody is there to read it
         if len(body) > limit:
             raise too_large
-        return body if encoding == b"identity" else _gunzip(body, limit, too_large)
+        return bytes(body) if encoding == b"identity" else _gunzip(bytes(body), limit, too_large)
 
 
 def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
@@ -185,7 +203,8 @@ def problem(error: Exception) -> Response:
     else:
         correlation_id = str(uuid.uuid4())
         reason = getattr(error, "reason", None)
-        logger.error("internal error %s: %s", correlation_id, reason or "", exc_info=None if reason else error)
+        facts = {"correlation_id": correlation_id, "reason": reason}
+        logger.error("internal error", exc_info=None if reason else error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
     status = CODES[faults[0].code]
     body = {
