@@ -77,9 +77,3 @@ class Arrivals:
         self._sweep_planned = bool(self._deadlines)
         if self._sweep_planned:
             self._loop.call_later(SWEEP_S, self._sweep)
-
-
-@cache
-def arrivals() -> Arrivals:
-    """This process's, made by its first request with a body."""
-    return Arrivals()

@@ -68,12 +68,24 @@ class Tally:
 @cache
 def start(settings: Settings) -> None:
     """Set the process's logging up, and say what it runs with. Once a process, whatever functions it holds."""
-    root = logging.getLogger()
-    if not root.handlers:  # with LOG_EXECUTION_ID functions-framework has set its own, which adds ids to JSON lines
-        root.addHandler(logging.StreamHandler())
-    for handler in root.handlers:
-        handler.setFormatter(JsonFormatter())
-    logging.getLogger("metrics_ingest").setLevel(settings.log_level)
+    configure(settings.log_level)
     shown = asdict(settings) | {"api_keys": [key.name for key in settings.api_keys]}
     shown["database"]["password"] = "set" if settings.database.password else "not set"
     logger.info("metrics-ingest %s starts", __version__, extra={"facts": {"settings": shown}})
+
+
+def configure(level: str) -> None:
+    """Make all lines JSON, and ours those of the level and above.
+
+    With LOG_EXECUTION_ID functions-framework sets up a handler of its own, which adds ids to lines of JSON. It does so
+    again when it has imported the function, and that disables the loggers that it does not know.
+    """
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler())
+    for handler in root.handlers:
+        handler.setFormatter(JsonFormatter())
+    for name, known in root.manager.loggerDict.items():
+        if name.startswith("metrics_ingest.") and isinstance(known, logging.Logger):
+            known.disabled = False
+    logging.getLogger("metrics_ingest").setLevel(level)

@@ -8,6 +8,7 @@ import re
 import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 
 from pydantic_core import to_json
@@ -17,7 +18,7 @@ from starlette.types import Receive
 
 from metrics_ingest import __version__, logs
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
-from metrics_ingest.limits import arrivals
+from metrics_ingest.limits import Arrivals
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
@@ -62,9 +63,10 @@ class Service:
         key = None
         try:
             if request.method == "POST":
+                waiting = arrivals()
                 headers = combined(request.scope["headers"])
                 key = self._authenticate(headers)
-                body = await self._read_body(headers, request.receive)
+                body = await self._read_body(headers, request.receive, waiting)
                 return await self._handler(body, headers)
             if request.method in ("GET", "HEAD"):
                 return await self._describe(request)
@@ -99,7 +101,7 @@ class Service:
             )
         return names[0]
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive, waiting: Arrivals) -> bytes:
         """The body, unpacked; both what was sent and what it unpacks to are held to MAX_BODY_BYTES while reading."""
         limit = self.settings.max_body_bytes
         sent = media_type(headers)
@@ -121,7 +123,6 @@ class Service:
             raise too_large
         task = asyncio.current_task()
         assert task is not None
-        waiting = arrivals()
         waiting.begin(task)
         try:
             message = await receive()
@@ -142,6 +143,13 @@ class Service:
         if len(body) > limit:
             raise too_large
         return bytes(body) if encoding == b"identity" else _gunzip(bytes(body), limit, too_large)
+
+
+@cache
+def arrivals() -> Arrivals:
+    """This process's, made by its first request, when the framework has set up what it does, logging included."""
+    logs.configure(settings().log_level)
+    return Arrivals()
 
 
 def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:

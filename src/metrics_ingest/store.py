@@ -247,11 +247,22 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
 
         connection = cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
     else:
-        connection = pg8000.native.Connection(**connection_arguments(database, timeout_s))
+        connection = _connect(database, timeout_s)
     if connection.parameter_statuses.get("standard_conforming_strings") != "on":
         connection.close()
         raise pg8000.native.InterfaceError("standard_conforming_strings is off: literals would not be safe")
     return connection
+
+
+def _connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
+    try:
+        return pg8000.native.Connection(**connection_arguments(database, timeout_s))
+    except pg8000.native.InterfaceError as error:
+        # A server that says no has hung up already when pg8000 says goodbye, and that error hides the server's.
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, pg8000.native.DatabaseError):
+            told = told.__context__
+        raise (told or error) from error.__cause__
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:
