@@ -171,6 +171,10 @@ class Load:
         self.check()
         assert self.sent == self.acknowledged
 
+    def succeeded_since(self, moment: float) -> bool:
+        """Whether there was a success after that moment."""
+        return bool(self.successes) and self.successes[-1] > moment
+
     def silence_after(self, moment: float) -> float:
         """How many seconds passed from that moment to the next success."""
         return min(at for at in self.successes if at >= moment) - moment

@@ -10,7 +10,7 @@ from metrics_ingest.settings import read_database
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to the database of `url`, as long as it is not told otherwise.
+    """Listens on a port of its own and passes everything on to the database of `url`, if it is not told otherwise.
 
     A context manager. `faults` counts what it has done.
     """

@@ -1,9 +1,9 @@
-"""The database does not answer, or not in time, or the network between: 503 within WRITE_TIMEOUT_S, and then as before."""
+"""The database or the network does not answer, or not in time: 503 within WRITE_TIMEOUT_S, and then as before."""
 
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_paused_database(mortal: Mortal, line: Line) -> None:
         time.sleep(WRITE_TIMEOUT_S + 1.5)
         mortal.resume()
         resumed = time.monotonic()
-        eventually(lambda: load.successes[-1] > resumed)
+        eventually(lambda: load.succeeded_since(resumed))
         assert load.silence_after(resumed) < 1
     load.check_all_stored()
     assert {code for code, _ in load.rejections} == {"store_unavailable"}
@@ -106,6 +106,7 @@ def test_no_connection_left(mortal: Mortal, line: Line) -> None:
         eventually(lambda: not held[0].run(theirs))
         take_all(mortal, held)
         check_unavailable(line.send())
+    assert "53300: " in line.ingest.log
     check_recovered(line)
 
 
@@ -126,7 +127,8 @@ def take_all(mortal: Mortal, held: list[pg8000.native.Connection]) -> int:
         try:
             held.append(connect(read_database({"DATABASE_URL": mortal.url()}), 5))
         except pg8000.native.DatabaseError as error:
-            assert error.args[0]["C"] == "53300"
+            if error.args[0]["C"] != "53300":
+                raise
             return number
     raise AssertionError("there is no limit")
 
@@ -138,7 +140,7 @@ def test_full_disk(mortal: Mortal, line: Line) -> None:
         query(line.url, "ALTER TABLE metrics_default SET TABLESPACE small")
         try:
             filler = small / "filler"
-            with suppress_full():
+            with suppress(OSError):  # there is not so much room
                 filler.write_bytes(bytes(8_000_000))
             user_id = register(line.url)
             batch = [[metric(user_id) for _ in range(1000)]]
@@ -167,14 +169,6 @@ def tmpfs(at: Path, owner: str) -> Iterator[Path]:
         yield at
     finally:
         subprocess.run(["umount", at], check=True)
-
-
-@contextmanager
-def suppress_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        assert "No space left" in str(error)  # noqa: PT017  # it is what is wanted
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["held-back", "lost"])

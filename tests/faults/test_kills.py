@@ -4,10 +4,11 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from faults.load import Load
+from faults.load import Load, metric, post_all, register
 from faults.mortal import Mortal
 from processes import Server, eventually, query
 
@@ -19,7 +20,7 @@ Serve = Callable[..., Server]
 def test_killed_database_loses_and_doubles_nothing(mortal: Mortal, serve: Serve, batch: int) -> None:
     """SIGKILL at random moments under load; clients that send again on 503 end with everything stored once."""
     url = mortal.clone()
-    # So little time that clients get their 503, where single metrics are sent; enough to ride it out, where batches are.
+    # Single metrics: so little time that clients get their 503. Batches: enough to ride it out.
     server = serve("ingest_batch" if batch else "ingest", url, WRITE_TIMEOUT_S="10" if batch else "0.5")
     silences = []
     with Load(server.port, url, batch=batch, strict=bool(batch)) as load:
@@ -29,7 +30,7 @@ def test_killed_database_loses_and_doubles_nothing(mortal: Mortal, serve: Serve,
             time.sleep(random.uniform(0, 0.7))
             mortal.start()
             back = time.monotonic()
-            eventually(lambda back=back: load.successes[-1] > back)
+            eventually(partial(load.succeeded_since, back))
             silences.append(load.silence_after(back))
     load.check_all_stored()
     assert batch or load.statuses[503]
@@ -72,6 +73,17 @@ def test_first_request_after_an_idle_connection_died_succeeds(mortal: Mortal, se
     assert load.statuses.keys() == {200}
     assert load.slowest < 1
     assert "unavailable" not in server.log
+
+
+def test_replay_after_an_idle_connection_died_is_still_a_replay(mortal: Mortal, serve: Serve) -> None:
+    """What is known not to have been sent is not taken for a lost commit."""
+    url = mortal.clone()
+    server = serve("ingest", url)
+    body = metric(register(url))
+    assert [answer.status for answer in post_all(server.port, "/ingest/", [body])] == [200]
+    mortal.restart()
+    (answer,) = post_all(server.port, "/ingest/", [body])
+    assert answer.headers["idempotent-replayed"] == "true"
 
 
 def test_killed_function_has_acknowledged_nothing_that_is_missing(mortal: Mortal, serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM: what is under way is answered after its commit, nothing new is taken, and the process is gone in ten seconds."""
+"""SIGTERM: what is under way is answered after its commit, nothing new is taken, and it is over in ten seconds."""
 
 import signal
 import socket

@@ -1,0 +1,70 @@
+"""One connection to the database: what is dropped is gone, on the server too."""
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from faults.mortal import Mortal
+from faults.network import Proxy
+from metrics_ingest.errors import ConnectionLost, StoreUnavailable
+from metrics_ingest.settings import read_database
+from metrics_ingest.store import Call, Commit, Store
+from processes import eventually, query
+
+
+@pytest.fixture
+def proxy(mortal: Mortal) -> Iterator[Proxy]:
+    with Proxy(mortal.clone()) as proxy:
+        yield proxy
+
+
+def test_connection_that_was_given_up_is_closed_at_once(mortal: Mortal, proxy: Proxy) -> None:
+    """Or its transaction and its locks would stay for as long as the garbage collector likes."""
+    database = read_database({"DATABASE_URL": proxy.url})
+    others = f"SELECT FROM pg_stat_activity WHERE datname = '{database.database}'"
+
+    async def test() -> None:
+        store = Store(database)
+        loop = asyncio.get_running_loop()
+        await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
+        assert len(mortal.run(others)) == 1
+        proxy.hold()
+        with pytest.raises(ConnectionLost):
+            await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 0.2)
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 0.2)
+        assert not isinstance(caught.value, ConnectionLost)  # nothing was sent on it
+        proxy.release()
+        await asyncio.to_thread(eventually, lambda: not mortal.run(others))
+
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()
+
+
+def test_connect_that_nobody_waits_for_does_not_keep_the_process(mortal: Mortal, proxy: Proxy) -> None:
+    """asyncio.run waits for the threads of its own pool; connecting must not be one of them."""
+    database = read_database({"DATABASE_URL": proxy.url})
+    proxy.hold()
+
+    async def test() -> None:
+        call = asyncio.ensure_future(
+            Store(database).call(Call.PING, (), Commit.ALWAYS, asyncio.get_running_loop().time() + 60)
+        )
+        await asyncio.sleep(0.2)
+        call.cancel()
+
+    async def bounded() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await test()
+        await loop.shutdown_default_executor()
+        return loop.time() - began
+
+    assert asyncio.run(bounded()) < 2
+    proxy.release()
+    eventually(lambda: not query(mortal.url(), f"SELECT FROM pg_stat_activity WHERE datname = '{database.database}'"))
