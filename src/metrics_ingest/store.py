@@ -140,8 +140,11 @@ class Store:
                 connection._usock.setblocking(False)
             except Exception as error:  # noqa: BLE001  # raised where it is awaited
                 failure = error
-            with suppress(RuntimeError):  # the loop has ended meanwhile
+            try:
                 loop.call_soon_threadsafe(settle, connection, failure)
+            except RuntimeError:  # the loop has ended meanwhile
+                if connection is not None:
+                    _drop(connection)
 
         threading.Thread(target=work, name="connect", daemon=True).start()
         try:
@@ -320,4 +323,6 @@ def _place(error: pg8000.native.DatabaseError) -> str:
 
 def _cause(error: Exception) -> str:
     cause = error.__cause__ or error
+    if isinstance(cause, TimeoutError):
+        return "no answer in time"
     return f"{type(cause).__name__}: {cause}"

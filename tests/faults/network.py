@@ -51,6 +51,17 @@ class Proxy:
             self.cut()
         self._loop.call_soon_threadsafe(self._open.set)
 
+    def forget(self) -> None:
+        """Pass nothing on for the connections there are, ever, as some firewalls do; new ones are as good as before."""
+        self.faults += 1
+
+        def begin_anew() -> None:
+            self._open.clear()
+            self._open = asyncio.Event()
+            self._open.set()
+
+        self._loop.call_soon_threadsafe(begin_anew)
+
     def cut(self) -> None:
         """Reset all connections."""
         self.faults += 1
@@ -82,25 +93,32 @@ class Proxy:
         self._pairs.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_open = self._open
         try:
-            await self._open.wait()
+            await is_open.wait()
             database_reader, database_writer = await asyncio.open_unix_connection(self._path)
         except OSError:
             writer.transport.abort()
             return
         self._pairs |= {writer, database_writer}
         await asyncio.gather(
-            self._pass_on(reader, database_writer, writer, is_reply=False),
-            self._pass_on(database_reader, writer, database_writer, is_reply=True),
+            self._pass_on(reader, database_writer, writer, is_open, is_reply=False),
+            self._pass_on(database_reader, writer, database_writer, is_open, is_reply=True),
         )
 
     async def _pass_on(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, other: asyncio.StreamWriter, *, is_reply: bool
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        other: asyncio.StreamWriter,
+        is_open: asyncio.Event,
+        *,
+        is_reply: bool,
     ) -> None:
         try:
             while data := await source.read(65_536):
                 await asyncio.sleep(self.delay_s)
-                await self._open.wait()
+                await is_open.wait()
                 if is_reply and self.reply_limit is not None:
                     target.write(data[: self.reply_limit])
                     self.reply_limit = None

@@ -181,6 +181,14 @@ def test_network_that_drops_everything(line: Line, cut: bool) -> None:
     check_recovered(line)
 
 
+def test_connections_that_the_network_has_forgotten(line: Line) -> None:
+    """The lanes come back by themselves, when nobody waits for what is in them any more."""
+    check_recovered(line)
+    line.proxy.forget()
+    check_unavailable(line.send())
+    check_recovered(line)
+
+
 def test_network_that_is_cut_again_and_again(line: Line) -> None:
     with Load(line.ingest.port, line.url) as load:
         for _ in range(20):

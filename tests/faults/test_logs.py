@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import requests
 
 from faults.load import locked, metric, post_all, register
-from processes import Server, free_port
+from processes import ROOT, Server, free_port
 
 Serve = Callable[..., Server]
 KEY = "a-key-that-nobody-should-see"
@@ -91,3 +92,12 @@ def test_ids_that_the_framework_adds_are_in_the_same_line(database_url: str, ser
     refused = events(server)[-1]
     assert refused["message"] == "request refused"
     assert refused["logging.googleapis.com/labels"] == {"execution_id": "abc123"}
+
+
+def test_operators_find_every_message_in_the_documentation() -> None:
+    documentation = (ROOT / "docs" / "operations.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "src" / "metrics_ingest").glob("*.py"))
+    messages = re.findall(r'(?:logger\.\w+\(|Tally\(logger, )"([^"]+)"', source)
+    assert len(messages) >= 6
+    for message in messages:
+        assert f"`{message.replace('%s', '…')}`" in documentation
