@@ -60,12 +60,12 @@ class Service:
 
     async def respond(self, request: Request) -> Response:
         """Answer any request. Nothing escapes: the framework's own crash handler would answer in its own way."""
-        key = None
+        key_name = None
         try:
             if request.method == "POST":
                 waiting = arrivals()
                 headers = combined(request.scope["headers"])
-                key = self._authenticate(headers)
+                key_name = self._authenticate(headers)
                 body = await self._read_body(headers, request.receive, waiting)
                 return await self._handler(body, headers)
             if request.method in ("GET", "HEAD"):
@@ -76,7 +76,7 @@ class Service:
             )
         except Exception as error:  # noqa: BLE001  # the last resort: every answer is ours
             if isinstance(error, RequestRefused):
-                facts = {"function": self.name, "status": CODES[error.code].value, "code": error.code, "key": key}
+                facts = {"function": self.name, "status": CODES[error.code].value, "code": error.code, "key": key_name}
                 logger.info("request refused", extra={"facts": facts})
             return problem(error)
 

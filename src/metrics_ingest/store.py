@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from metrics_ingest.errors import ConnectionLost, StatementRefused, StoreUnavailable
 from metrics_ingest.settings import Database
 
+IDLE_S = 60.0  # firewalls and NATs forget idle connections, some after four minutes, and tell nobody
 CONNECT_TIMEOUT_S = 5.0  # a first packet that was lost must not cost the whole time that a request has
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
@@ -80,6 +81,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: pg8000.native.Connection | None = None
+        self._used = 0.0  # when it was last known to be alive
 
     async def call(self, what: Call, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
         """Do `what` with the items, in one transaction, and return the outcomes worth telling, by position.
@@ -89,11 +91,13 @@ class Store:
         """
         statement = _statement(what, items)
         fate_unknown = False
+        now = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(until):
-                if self._connection is None or _has_ended(self._connection):
+                if self._connection is None or now - self._used > IDLE_S or _has_ended(self._connection):
                     self.close()
-                    self._connection = await self._connect(until - asyncio.get_running_loop().time())
+                    self._connection = await self._connect(until - now)
+                self._used = now
                 if commit is Commit.ALWAYS:
                     fate_unknown = True
                     return _outcomes(await self._run(statement))

@@ -8,6 +8,7 @@ import pytest
 
 from faults.mortal import Mortal
 from faults.network import Proxy
+from metrics_ingest import store as store_module
 from metrics_ingest.errors import ConnectionLost, StoreUnavailable
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import Call, Commit, Store
@@ -63,5 +64,21 @@ def test_connect_that_nobody_waits_for_any_more(mortal: Mortal, proxy: Proxy) ->
         async with asyncio.timeout(5):
             while mortal.run(others):
                 await asyncio.sleep(0.05)
+
+    asyncio.run(test())
+
+
+def test_connection_that_was_idle_for_long_is_not_trusted(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network may have forgotten it, which shows only when an answer fails to come."""
+    monkeypatch.setattr(store_module, "IDLE_S", 0.2)
+
+    async def test() -> None:
+        store = Store(read_database({"DATABASE_URL": proxy.url}))
+        loop = asyncio.get_running_loop()
+        await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
+        proxy.forget()
+        await asyncio.sleep(0.3)
+        await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
+        store.close()
 
     asyncio.run(test())
