@@ -2,8 +2,12 @@
 
 import asyncio
 import gc
+import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 
+import pg8000.native
 import pytest
 
 from faults.mortal import Mortal
@@ -11,7 +15,7 @@ from faults.network import Proxy
 from metrics_ingest import store as store_module
 from metrics_ingest.errors import ConnectionLost, StoreUnavailable
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import Call, Commit, Store
+from metrics_ingest.store import Call, Commit, Store, connect
 from processes import eventually
 
 
@@ -82,3 +86,23 @@ def test_connection_that_was_idle_for_long_is_not_trusted(proxy: Proxy, monkeypa
         store.close()
 
     asyncio.run(test())
+
+
+def test_server_that_hangs_up_is_heard_to_the_end() -> None:
+    """Why it does not let anyone in is what its operator must know, not that a goodbye could not be sent."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/.s.PGSQL.5432")
+        listener.listen()
+
+        def refuse() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1000)
+                connection.shutdown(socket.SHUT_RD)
+                fields = b"SFATAL\0C53300\0Msorry, too many clients already\0\0"
+                connection.sendall(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+
+        server = threading.Thread(target=refuse)
+        server.start()
+        with pytest.raises(pg8000.native.DatabaseError, match="too many clients"):
+            connect(read_database({"DATABASE_URL": f"postgresql://nobody@/none?host={directory}"}), 5)
+        server.join()
