@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from metrics_ingest import embedded, migrations
@@ -115,10 +116,17 @@ class Server:
                 raise AssertionError(f"exited with {self.process.returncode}:\n{self.log}")
             try:
                 return requests.get(self.url, timeout=5).ok
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 return False
 
         eventually(answers, timeout_s)
+
+    def kill(self, *, worker_only: bool = False) -> None:
+        """Kill it with SIGKILL: all of it, or only a worker, which it will replace."""
+        if worker_only:
+            psutil.Process(self.process.pid).children()[0].kill()
+        else:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def stop(self) -> int:
         """End it and all its children; return its exit code."""

@@ -1,6 +1,8 @@
 """Schema migrations: yoyo over pg8000, one at a time across all machines, each all or nothing."""
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from metrics_ingest.settings import Database, read_database
 from metrics_ingest.store import connection_arguments
 
 MONTHS_AHEAD = 2
+# Whoever waits for a table lock makes every writer wait behind it, so nothing waits long: it gives up and tries again.
+LOCK_TIMEOUT_MS = 500  # shorter than PostgreSQL's deadlock_timeout: should both wait for each other, ingestion wins
+LOCK_PATIENCE_S = 600
+LOCK_NOT_AVAILABLE = ("55P03", "40P01")
 LOCK = "pg_advisory_lock(hashtext('metrics-ingest migrations'))"
 UNLOCK = "pg_advisory_unlock(hashtext('metrics-ingest migrations'))"
 
@@ -75,14 +81,29 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
         """Apply a migration and record it, or neither."""
         self.ensure_internal_schema_updated()
-        with self.transaction():
-            super().apply_one(migration, force, mark)
+        self.in_transaction(lambda: super(Pg8000Backend, self).apply_one(migration, force, mark))
 
     def rollback_one(self, migration: Any, force: bool = False) -> None:
         """Roll a migration back and record it, or neither."""
         self.ensure_internal_schema_updated()
-        with self.transaction():
-            super().rollback_one(migration, force)
+        self.in_transaction(lambda: super(Pg8000Backend, self).rollback_one(migration, force))
+
+    def in_transaction(self, work: Callable[[], object]) -> None:
+        """Do the work in a transaction, and again while others hold the locks that it needs.
+
+        Raise the database's error when they have held them for LOCK_PATIENCE_S.
+        """
+        end = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                with self.transaction():
+                    self.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                    work()
+                return
+            except pg8000.dbapi.DatabaseError as error:
+                if error.args[0].get("C") not in LOCK_NOT_AVAILABLE or time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.5, 1.5))
 
 
 def migrate(database: Database) -> list[str]:
@@ -94,8 +115,8 @@ def migrate(database: Database) -> list[str]:
         pending = backend.to_apply(yoyo.read_migrations(str(directory())))
         applied = [migration.id for migration in pending]
         backend.apply_migrations(pending)
-        backend.execute(f"SELECT create_metrics_partitions({MONTHS_AHEAD})")
-        backend.execute("SELECT grant_to_roles()")
+        backend.in_transaction(lambda: backend.execute(f"SELECT create_metrics_partitions({MONTHS_AHEAD})"))
+        backend.in_transaction(lambda: backend.execute("SELECT grant_to_roles()"))
         return applied
 
 

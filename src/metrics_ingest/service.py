@@ -1,6 +1,5 @@
 """What every function does around its own work: methods, health, keys, body limits, and errors as problem+json."""
 
-import asyncio
 import hashlib
 import hmac
 import logging
@@ -8,17 +7,20 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from http import HTTPStatus
+from typing import TypeVar
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from metrics_ingest import __version__
+from metrics_ingest import __version__, logs
 from metrics_ingest.bodies import SMALL, check_structure, gunzip
 from metrics_ingest.cors import Cors, preflight
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.limits import Arrivals
 from metrics_ingest.metrics import shown
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
@@ -28,7 +30,7 @@ JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
-READ_TIMEOUT_S = 60  # for a body that does not come with its head
+HEALTH_TIMEOUT_S = 2.0
 LARGE_BODIES = 4  # times MAX_BODY_BYTES: what all bodies that came in pieces or packed may hold together
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 with suppress(ImportError):  # without httptools uvicorn uses h11, which has limits of its own
     import metrics_ingest.protocol  # noqa: F401  # for its effect
 
+Received = TypeVar("Received")
 Headers = Mapping[bytes, bytes]
 Handler = Callable[[bytes, Headers], Awaitable[Response]]
 
@@ -61,6 +64,7 @@ class Service:
     def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,), most: int = 1) -> None:
         self.name = name
         self.settings: Settings = settings()
+        logs.start(self.settings)
         self._handler = handler
         self._media_types = media_types
         self._most = most
@@ -72,6 +76,9 @@ class Service:
         try:
             response = await self._answer(request)
         except Exception as error:  # noqa: BLE001  # the last resort: every answer is ours
+            if isinstance(error, RequestRefused):
+                facts = {"function": self.name, "status": CODES[error.code].value, "code": error.code}
+                logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
             response = problem(error)
         if self._cors:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
@@ -79,14 +86,15 @@ class Service:
 
     async def _answer(self, request: Request) -> Response:
         if request.method == "POST":
+            arrivals()
             headers = combined(request.scope["headers"])
             request.scope["caller"] = self._authenticate(headers)  # for the log line
             packed = self._is_packed(headers)
-            message = await request.receive()
+            message = await _in_time(request.receive())
             body: bytes = message.get("body", b"")
             if packed or message.get("more_body") or len(body) > SMALL:
                 with self._hold() as take:
-                    body = await self._whole(body, message, request.receive, packed, take)
+                    body = await _in_time(self._whole(body, message, request.receive, packed, take))
                     check_structure(body, self._most, lines=media_type(headers) == NDJSON)
                     return await self._handler(body, headers)
             if len(body) > self.settings.max_body_bytes:
@@ -104,7 +112,7 @@ class Service:
     async def _describe(self, request: Request) -> Response:
         if not request.scope["path"].rstrip("/").endswith("/health"):
             return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "status": "ok"}))
-        await writer().write(Call.PING, ())
+        await writer().write(Call.PING, (), timeout_s=HEALTH_TIMEOUT_S)
         return Reply(HTTPStatus.OK, to_json({"function": self.name, "version": __version__, "database": "ok"}))
 
     def _authenticate(self, headers: Headers) -> str | None:
@@ -154,17 +162,12 @@ class Service:
         limit = self.settings.max_body_bytes
         whole = bytearray(body)
         take(len(body))
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                while message.get("more_body") and len(whole) <= limit:
-                    message = await receive()
-                    piece = message.get("body", b"")
-                    take(len(piece))
-                    whole += piece
-        except TimeoutError:
-            raise RequestRefused(
-                Fault("malformed_json", f"the body did not arrive within {READ_TIMEOUT_S} s")
-            ) from None
+        while message.get("more_body") and len(whole) <= limit:
+            message = await receive()
+            piece = message.get("body", b"")
+            take(len(piece))
+            arrivals().received(len(piece))
+            whole += piece
         if len(whole) > limit:
             raise self._too_large()
         if message["type"] == "http.disconnect":
@@ -196,6 +199,24 @@ class Service:
         return RequestRefused(
             Fault("payload_too_large", f"the body may have {self.settings.max_body_bytes} bytes at most")
         )
+
+
+@cache
+def arrivals() -> Arrivals:
+    """This process's, made by its first request, when the framework has set up what it does, logging included."""
+    logs.configure(settings().log_level)
+    return Arrivals()
+
+
+async def _in_time(receiving: Awaitable[Received]) -> Received:
+    """Wait for (more of) the body, but not for ever. Raise RequestRefused when it took too long."""
+    waiting = arrivals()
+    task = waiting.begin()
+    try:
+        return await receiving
+    finally:
+        if waiting.end(task):
+            raise RequestRefused(Fault("malformed_json", "the body took too long"), headers={"Connection": "close"})
 
 
 def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
@@ -242,7 +263,8 @@ def problem(error: Exception) -> Response:
     else:
         correlation_id = str(uuid.uuid4())
         reason = getattr(error, "reason", None)
-        logger.error("internal error %s: %s", correlation_id, reason or "", exc_info=None if reason else error)
+        facts = {"correlation_id": correlation_id, "reason": reason}
+        logger.error("internal error", exc_info=None if reason else error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
     status = CODES[faults[0].code]
     body = {

@@ -7,7 +7,9 @@ import asyncio
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -18,6 +20,9 @@ from pydantic_core import to_json
 
 from metrics_ingest.errors import ConnectionLost, StatementRefused, StoreUnavailable
 from metrics_ingest.settings import Database
+
+IDLE_S = 60.0  # firewalls and NATs forget idle connections, some after four minutes, and tell nobody
+CONNECT_TIMEOUT_S = 5.0  # a first packet that was lost must not cost the whole time that a request has
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
 UNAVAILABLE = (
@@ -73,33 +78,41 @@ class Store:
     to fight the loop for the interpreter lock, which costs more than the whole transaction (docs/benchmarks.md).
     """
 
-    def __init__(self, database: Database, timeout_s: float) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._timeout_s = timeout_s
         self._connection: pg8000.native.Connection | None = None
+        self._used = 0.0  # when it was last known to be alive
 
-    async def call(self, what: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS) -> list[Outcome]:
+    async def call(self, what: Call, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
         """Do `what` with the items, in one transaction, and return the outcomes worth telling, by position.
 
-        Raise StoreUnavailable (ConnectionLost when the fate of the transaction is unknown) or StatementRefused.
+        `until` is a time of the event loop. Raise StoreUnavailable (ConnectionLost when the fate of the transaction is
+        unknown) or StatementRefused.
         """
         statement = _statement(what, items)
+        fate_unknown = False
+        now = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                if self._connection is None:
-                    self._connection = await self._connect()
+            async with asyncio.timeout_at(until):
+                if self._connection is None or now - self._used > IDLE_S or _has_ended(self._connection):
+                    self.close()
+                    self._connection = await self._connect(until - now)
+                self._used = now
                 if commit is Commit.ALWAYS:
+                    fate_unknown = True
                     return _outcomes(await self._run(statement))
                 outcomes = _outcomes(await self._run(f"BEGIN; {statement}"))
-                stays = commit is Commit.ALL_STORED and all(outcome.kind == "duplicate" for outcome in outcomes)
-                await self._run("COMMIT" if stays else "ROLLBACK")
+                fate_unknown = commit is Commit.ALL_STORED and all(outcome.kind == "duplicate" for outcome in outcomes)
+                await self._run("COMMIT" if fate_unknown else "ROLLBACK")
                 return outcomes
         except pg8000.native.DatabaseError as error:
-            self.close()  # whatever its state is, a new one is known to be clean
-            raise _translated(error) from error
+            translated = _translated(error)
+            if commit is not Commit.ALWAYS or not isinstance(translated, StatementRefused):
+                self.close()  # whatever its state is, a new one is known to be clean
+            raise translated from error
         except (pg8000.native.InterfaceError, OSError, struct.error) as error:
             self.close()
-            raise ConnectionLost(f"{type(error).__name__}: {error}") from error
+            raise (ConnectionLost if fate_unknown else StoreUnavailable)(_cause(error)) from error
         except BaseException:
             self.close()
             raise
@@ -108,15 +121,42 @@ class Store:
         """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection._usock.close()
+            _drop(connection)
 
-    async def _connect(self) -> pg8000.native.Connection:
+    async def _connect(self, timeout_s: float) -> pg8000.native.Connection:
+        """Connect, in a thread: pg8000 can only wait. It is not one of the event loop's, which hold up the exit."""
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[pg8000.native.Connection] = loop.create_future()
+
+        def settle(connection: pg8000.native.Connection | None, error: Exception | None) -> None:
+            if connection is None:
+                if not made.done():
+                    made.set_exception(error or OSError())
+            elif made.done():  # the time was up: nobody waits for it any more
+                _drop(connection)
+            else:
+                made.set_result(connection)
+
+        def work() -> None:
+            connection = failure = None
+            try:
+                connection = connect(self._database, min(timeout_s, CONNECT_TIMEOUT_S))
+                connection._usock.setblocking(False)
+            except Exception as error:  # noqa: BLE001  # raised where it is awaited
+                failure = error
+            try:
+                loop.call_soon_threadsafe(settle, connection, failure)
+            except RuntimeError:  # the loop has ended meanwhile
+                if connection is not None:
+                    _drop(connection)
+
+        threading.Thread(target=work, name="connect", daemon=True).start()
         try:
-            return await asyncio.to_thread(connect, self._database, self._timeout_s)
+            return await made
         except pg8000.native.DatabaseError as error:
             raise StoreUnavailable(_reason(error)) from error
-        except (pg8000.native.InterfaceError, OSError, struct.error) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise StoreUnavailable(_cause(error)) from error
 
     async def _run(self, sql: str) -> Any:
         """Send one simple query and return the first value of its first row. Raise pg8000's errors and OSError."""
@@ -124,7 +164,6 @@ class Store:
         assert connection is not None
         text = sql.encode()
         unsent = memoryview(b"Q%b%b\0" % ((len(text) + 5).to_bytes(4), text))
-        connection._usock.setblocking(False)
         while unsent:
             try:
                 unsent = unsent[connection._usock.send(unsent) :]
@@ -139,7 +178,8 @@ class Store:
                 await _ready(connection._usock, blocked, writing=False)
                 continue
             if not chunk:
-                raise pg8000.native.InterfaceError("the server closed the connection")
+                told = f": {_reason(context.error)}" if context.error else ""
+                raise pg8000.native.InterfaceError(f"the server closed the connection{told}")
             received += chunk
             while len(received) >= 5 and len(received) > (length := int.from_bytes(received[1:5])):
                 code, message = bytes(received[:1]), bytes(received[5 : length + 1])
@@ -181,11 +221,31 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _has_ended(connection: pg8000.native.Connection) -> bool:
+    """Whether something has come on an idle connection: its end, or notice of it. The rest is rare, and no loss."""
+    try:
+        socket.socket.recv(connection._usock, 1, socket.MSG_PEEK)  # beneath TLS, whose own recv cannot peek
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _drop(connection: pg8000.native.Connection) -> None:
+    """Close the socket now: it stays open as long as the file that pg8000 made of it, which only the collector ends."""
+    connection._usock.close()
+    with suppress(OSError, ValueError):
+        connection._sock.close()
+
+
 def _translated(error: pg8000.native.DatabaseError) -> StoreUnavailable | StatementRefused:
-    state = _sqlstate(error)
-    if state.startswith(("57", "08")):
+    state = _fields(error).get("C", "")
+    if state.startswith(("57P", "08")):
         return ConnectionLost(_reason(error))
-    return (StoreUnavailable if state.startswith(UNAVAILABLE) else StatementRefused)(_reason(error))
+    if state.startswith(UNAVAILABLE):
+        return StoreUnavailable(_reason(error))
+    return StatementRefused(_place(error))
 
 
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
@@ -195,11 +255,22 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
 
         connection = cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
     else:
-        connection = pg8000.native.Connection(**connection_arguments(database, timeout_s))
+        connection = _connect(database, timeout_s)
     if connection.parameter_statuses.get("standard_conforming_strings") != "on":
         connection.close()
         raise pg8000.native.InterfaceError("standard_conforming_strings is off: literals would not be safe")
     return connection
+
+
+def _connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
+    try:
+        return pg8000.native.Connection(**connection_arguments(database, timeout_s))
+    except pg8000.native.InterfaceError as error:
+        # A server that says no has hung up already when pg8000 says goodbye, and that error hides the server's.
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, pg8000.native.DatabaseError):
+            told = told.__context__
+        raise (told or error) from error.__cause__
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:
@@ -241,11 +312,24 @@ def _outcomes(answer: Iterable[dict[str, Any]] | None) -> list[Outcome]:
     )
 
 
-def _sqlstate(error: pg8000.native.DatabaseError) -> str:
-    return str(error.args[0].get("C", "")) if error.args and isinstance(error.args[0], dict) else ""
+def _fields(error: pg8000.native.DatabaseError) -> dict[str, str]:
+    return error.args[0] if error.args and isinstance(error.args[0], dict) else {}
 
 
 def _reason(error: pg8000.native.DatabaseError) -> str:
-    """The SQLSTATE and the primary message: no detail, which may quote a row."""
-    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    return f"{fields.get('C', '?')}: {fields.get('M', type(error).__name__)}"
+    """The SQLSTATE and the primary message. For what is about the server only: others may quote values."""
+    fields = _fields(error)
+    return f"{fields.get('C', '?')}: {fields.get('M', '')}"
+
+
+def _place(error: pg8000.native.DatabaseError) -> str:
+    """The SQLSTATE and the names of what was violated, but no message: it may quote a row."""
+    fields = _fields(error)
+    return " ".join([fields.get("C", "?"), *(fields[key] for key in "stcnR" if key in fields)])
+
+
+def _cause(error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, TimeoutError):
+        return "no answer in time"
+    return f"{type(cause).__name__}: {cause}"

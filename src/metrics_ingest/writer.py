@@ -9,11 +9,14 @@ import gc
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import count
 from typing import Any
 
-from metrics_ingest.errors import ConnectionLost, IngestError, Overloaded, StatementRefused, StoreUnavailable
+from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
+from metrics_ingest.limits import drain
+from metrics_ingest.logs import Tally
 from metrics_ingest.settings import settings
 from metrics_ingest.store import Call, Commit, Outcome, Store
 
@@ -54,16 +57,24 @@ class Writer:
         self._flushes: set[asyncio.Task[None]] = set()
         self._dispatch_planned = False
         self._sweep_planned = False
+        self._drain = drain()
+        self._failures = Tally(logger, "the database is unavailable, trying again")
+        self._given_up = Tally(logger, "requests rejected: store_unavailable")
+        self._rejected = Tally(logger, "requests rejected: overloaded")
 
-    async def write(self, call: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS) -> list[Outcome]:
+    async def write(
+        self, call: Call, items: Sequence[Any], commit: Commit = Commit.ALWAYS, timeout_s: float | None = None
+    ) -> list[Outcome]:
         """Store the items and return the outcomes worth telling, positions relative to `items`, after the commit.
 
-        Raise Overloaded at once, StoreUnavailable after WRITE_TIMEOUT_S at the latest, StatementRefused for a defect.
+        Raise Overloaded at once, StoreUnavailable after `timeout_s` (default: WRITE_TIMEOUT_S) at the latest,
+        StatementRefused for a defect.
         """
         if self._waiting and self._waiting_items + len(items) > self._queue_limit:
+            self._rejected.add(waiting=self._waiting_items)
             raise Overloaded
         future: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        self._waiting.append(Job(call, items, commit, self._loop.time() + self._timeout_s, future))
+        self._waiting.append(Job(call, items, commit, self._loop.time() + (timeout_s or self._timeout_s), future))
         self._waiting_items += len(items)
         if not self._dispatch_planned and self._idle:
             # Not now but when this turn of the loop ends: what arrived in the same turn goes along.
@@ -104,10 +115,9 @@ class Writer:
         self._in_flight.update(jobs)
         try:
             await self._store(store, jobs)
-        except BaseException as error:  # nothing may leave a request waiting
+        except BaseException:  # nothing may leave a request waiting
             for job in jobs:
-                if not job.future.done():
-                    job.future.set_exception(StatementRefused(f"{type(error).__name__}: {error}"))
+                _settle(job, StoreUnavailable("cancelled"))
             raise
         finally:
             self._in_flight.difference_update(jobs)
@@ -116,38 +126,48 @@ class Writer:
 
     async def _store(self, store: Store, jobs: list[Job]) -> None:
         """Store the jobs in one transaction, again and again until it is known to be committed or their time is up."""
-        for attempt in range(1_000_000):
+        for attempt in count():
             jobs = [job for job in jobs if not job.future.done()]
             if not jobs:
                 return
             items = jobs[0].items if len(jobs) == 1 else [item for job in jobs for item in job.items]
             try:
-                outcomes = await store.call(jobs[0].call, items, jobs[0].commit)
+                # The latest deadline is the last job's. Later than that nobody waits for, so the lane must not either.
+                _deliver(jobs, await store.call(jobs[0].call, items, jobs[0].commit, jobs[-1].deadline))
             except StoreUnavailable as error:
                 if isinstance(error, ConnectionLost):
                     for job in jobs:
                         job.maybe_stored = True
-                if attempt:
-                    logger.warning("store unavailable: %s", error.reason)
+                if attempt:  # a first failure is often just a connection that had died of old age
+                    self._failures.add(reason=error.reason)
                 await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.5, 1))
-            except StatementRefused as error:
+                self._give_up(jobs)
+            except Exception as error:  # noqa: BLE001  # a refusal, or a defect: told to its one request
                 if len(jobs) == 1:
                     _settle(jobs[0], error)
                     return
-                # One request's data must not fail another's: each on its own.
-                for job in jobs:
-                    await self._store(store, [job])
+                # One request's data must not fail another's. Halves find the one in a thousand with twenty statements.
+                await self._store(store, jobs[: len(jobs) // 2])
+                await self._store(store, jobs[len(jobs) // 2 :])
                 return
             else:
-                _deliver(jobs, outcomes)
+                if attempt > 1:
+                    logger.info("the database is available again")
                 return
+
+    def _give_up(self, jobs: Iterable[Job]) -> None:
+        """Answer those whose time is up: all of them, when the process is to end."""
+        now = self._loop.time()
+        for job in jobs:
+            if min(job.deadline, self._drain.until) <= now and not job.future.done():
+                self._given_up.add(waiting=self._waiting_items)
+                _settle(job, StoreUnavailable("no commit in time"))
 
     def _sweep(self) -> None:
         """Give up what has waited too long. One timer for all is far cheaper than one for each request."""
-        now = self._loop.time()
-        for job in (*self._in_flight, *self._waiting):
-            if job.deadline <= now:
-                _settle(job, StoreUnavailable("no commit within WRITE_TIMEOUT_S"))
+        self._give_up((*self._in_flight, *self._waiting))
+        while self._waiting and self._waiting[0].future.done():  # nothing takes them while the lanes hang
+            self._waiting_items -= len(self._waiting.popleft().items)
         self._sweep_planned = bool(self._in_flight or self._waiting)
         if self._sweep_planned:
             self._loop.call_later(SWEEP_S, self._sweep)
@@ -173,10 +193,10 @@ def _deliver(jobs: list[Job], outcomes: list[Outcome]) -> None:
         _settle(job, own)
 
 
-def _settle(job: Job, result: list[Outcome] | IngestError) -> None:
+def _settle(job: Job, result: list[Outcome] | Exception) -> None:
     if job.future.done():
         return
-    if isinstance(result, IngestError):
+    if isinstance(result, Exception):
         job.future.set_exception(result)
     else:
         job.future.set_result(result)
@@ -191,5 +211,5 @@ def writer() -> Writer:
     gc.freeze()
     gc.set_threshold(50_000)
     chosen = settings()
-    stores = [Store(chosen.database, chosen.write_timeout_s) for _ in range(chosen.write_lanes)]
+    stores = [Store(chosen.database) for _ in range(chosen.write_lanes)]
     return Writer(stores, chosen.write_queue, chosen.write_timeout_s)

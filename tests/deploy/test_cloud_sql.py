@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ import pytest
 import requests
 
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import Call, Store, connect
+from metrics_ingest.store import Call, Commit, Store, connect
 from processes import BIN, Postgres, Server, query
 
 INSTANCE = "my-project:europe-west1:metrics"
@@ -94,8 +95,8 @@ def test_with_an_instance_named_the_connector_logs_in(connector: None, database_
         "DATABASE_URL": "postgresql://robot%40my-project.iam@/metrics_db",
     }
     database = read_database(environment)
-    store = Store(database, 5)
-    assert asyncio.run(store.call(Call.INGEST, [])) == []
+    store = Store(database)
+    assert asyncio.run(store.call(Call.INGEST, [], Commit.ALWAYS, time.monotonic() + 5)) == []
     instance, driver, user, name, options = Connector.asked
     assert (instance, driver, user, name) == (database_url, "pg8000", "robot@my-project.iam", "metrics_db")
     assert options == {"enable_iam_auth": True, "refresh_strategy": "lazy"}

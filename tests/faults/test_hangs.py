@@ -1,0 +1,224 @@
+"""The database or the network does not answer, or not in time: 503 within WRITE_TIMEOUT_S, and then as before."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pg8000.native
+import pytest
+import requests
+
+from faults.load import Answer, Load, metric, post_all, register
+from faults.mortal import Mortal, is_root
+from faults.network import Proxy
+from metrics_ingest.settings import read_database
+from metrics_ingest.store import connect
+from processes import Server, eventually, function, query
+
+WRITE_TIMEOUT_S = 1.5
+
+
+@dataclass
+class Line:
+    """A database, the proxy in front of it, and two functions behind that."""
+
+    url: str
+    user_id: str
+    proxy: Proxy
+    ingest: Server
+    ingest_batch: Server
+
+    @property
+    def name(self) -> str:
+        """The database's name."""
+        return read_database({"DATABASE_URL": self.url}).database
+
+    def send(self, count: int = 10) -> list[Answer]:
+        """So many metrics at once."""
+        return post_all(self.ingest.port, "/ingest/", [metric(self.user_id) for _ in range(count)])
+
+
+@pytest.fixture(scope="module")
+def line(mortal_server: Mortal) -> Iterator[Line]:
+    url = mortal_server.clone()
+    patience = {"WRITE_TIMEOUT_S": str(WRITE_TIMEOUT_S)}
+    with (
+        Proxy(url) as proxy,
+        function("ingest", proxy.url, **patience) as ingest,
+        function("ingest_batch", proxy.url, **patience) as batch,
+    ):
+        yield Line(url, register(url), proxy, ingest, batch)
+        for server in (ingest, batch):
+            assert "internal error" not in server.log
+            assert "Traceback" not in server.log
+
+
+def check_unavailable(answers: list[Answer]) -> None:
+    assert {(answer.status, answer.code) for answer in answers} == {(503, "store_unavailable")}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    assert max(answer.seconds for answer in answers) < WRITE_TIMEOUT_S + 1
+
+
+def check_recovered(line: Line) -> None:
+    """The next requests succeed, all of them, and soon."""
+    answers = line.send()
+    assert [answer.status for answer in answers] == [200] * 10
+    assert max(answer.seconds for answer in answers) < 1.5  # half a second of it is the wait of `post_all`
+
+
+def test_paused_database(mortal: Mortal, line: Line) -> None:
+    assert line.send(1)[0].status == 200
+    with Load(line.ingest.port, line.url) as load:
+        time.sleep(0.3)
+        mortal.pause()
+        time.sleep(WRITE_TIMEOUT_S + 1.5)
+        mortal.resume()
+        resumed = time.monotonic()
+        eventually(lambda: load.succeeded_since(resumed))
+        assert load.silence_after(resumed) < 1
+    load.check_all_stored()
+    assert {code for code, _ in load.rejections} == {"store_unavailable"}
+    assert max(seconds for _, seconds in load.rejections) < WRITE_TIMEOUT_S + 1
+
+
+def test_health_says_so_soon(mortal: Mortal, line: Line) -> None:
+    assert requests.get(f"{line.ingest.url}/health", timeout=5).status_code == 200
+    mortal.pause()
+    try:
+        answer = requests.get(f"{line.ingest.url}/health", timeout=5)
+        assert requests.get(line.ingest.url, timeout=1).status_code == 200
+    finally:
+        mortal.resume()
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    check_recovered(line)
+
+
+def test_no_connection_left(mortal: Mortal, line: Line) -> None:
+    """Others hold every connection that the server has: unavailable, not a defect; and what one has, one keeps."""
+    check_recovered(line)
+    with all_connections_of(mortal) as held:
+        assert line.send(3)[0].status == 200  # on the connections from before
+        held[0].run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{line.name}'")
+        theirs = f"SELECT FROM pg_stat_activity WHERE datname = '{line.name}'"
+        eventually(lambda: not held[0].run(theirs))
+        take_all(mortal, held)
+        check_unavailable(line.send())
+    assert "53300: " in line.ingest.log
+    check_recovered(line)
+
+
+@contextmanager
+def all_connections_of(mortal: Mortal) -> Iterator[list[pg8000.native.Connection]]:
+    held: list[pg8000.native.Connection] = []
+    try:
+        take_all(mortal, held)
+        yield held
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def take_all(mortal: Mortal, held: list[pg8000.native.Connection]) -> int:
+    """Connect until it says that there are too many; return how many it took."""
+    for number in range(100):
+        try:
+            held.append(connect(read_database({"DATABASE_URL": mortal.url()}), 5))
+        except pg8000.native.DatabaseError as error:
+            if error.args[0]["C"] != "53300":
+                raise
+            return number
+    raise AssertionError("there is no limit")
+
+
+@pytest.mark.skipif(not is_root(), reason="only root may mount the small file system that is to be full")
+def test_full_disk(mortal: Mortal, line: Line) -> None:
+    with tmpfs(Path(mortal.server.pgdata).parent / "small", mortal.server.system_user) as small:
+        mortal.run(f"CREATE TABLESPACE small LOCATION '{small}/space'")
+        query(line.url, "ALTER TABLE metrics_default SET TABLESPACE small")
+        try:
+            filler = small / "filler"
+            with suppress(OSError):  # there is not so much room
+                filler.write_bytes(bytes(8_000_000))
+            user_id = register(line.url)
+            batch = [[metric(user_id) for _ in range(1000)]]
+            check_unavailable(post_all(line.ingest_batch.port, "/ingest_batch/", batch))
+            assert query(line.url, "SELECT FROM metrics WHERE user_id = :u", u=user_id) == []
+            filler.unlink()
+            (answer,) = post_all(line.ingest_batch.port, "/ingest_batch/", batch)
+            assert b'"stored":1000,"duplicates":0' in answer.body
+        finally:
+            query(line.url, "ALTER TABLE metrics_default SET TABLESPACE pg_default")
+            mortal.run("DROP TABLESPACE small")
+    assert "53100" in line.ingest_batch.log
+
+
+@contextmanager
+def tmpfs(at: Path, owner: str) -> Iterator[Path]:
+    at.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", at], check=False, capture_output=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        (at / "space").mkdir()
+        subprocess.run(["chown", owner, at / "space"], check=True)
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["held-back", "lost"])
+def test_network_that_drops_everything(line: Line, cut: bool) -> None:
+    """Whether what it held back arrives late or never."""
+    check_recovered(line)
+    line.proxy.hold()
+    check_unavailable(line.send())
+    line.proxy.release(cut=cut)
+    check_recovered(line)
+
+
+def test_connections_that_the_network_has_forgotten(line: Line) -> None:
+    """The lanes come back by themselves, when nobody waits for what is in them any more."""
+    check_recovered(line)
+    line.proxy.forget()
+    check_unavailable(line.send())
+    check_recovered(line)
+
+
+def test_network_that_is_cut_again_and_again(line: Line) -> None:
+    with Load(line.ingest.port, line.url) as load:
+        for _ in range(20):
+            time.sleep(0.1)
+            line.proxy.cut()
+    load.check_all_stored()
+    assert load.statuses.keys() == {200}
+
+
+def test_slow_network(line: Line) -> None:
+    line.proxy.delay_s = 0.2
+    try:
+        with Load(line.ingest.port, line.url) as load:
+            time.sleep(1.5)
+    finally:
+        line.proxy.delay_s = 0
+    load.check_all_stored()
+    assert load.statuses.keys() == {200}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_reply_that_is_cut_off_anywhere_is_no_replay(line: Line, strict: bool) -> None:
+    """The commit happened, its answer broke off: sent again inside, and told as what it is, stored and no duplicate."""
+    batch = 3 if strict else 0
+    for after in (0, 1, 4, 5, 40, 90):
+        server = line.ingest_batch if strict else line.ingest
+        with Load(server.port, line.url, clients=1, batch=batch, strict=strict) as load:
+            time.sleep(0.05)
+            line.proxy.cut_next_reply(after)
+            eventually(lambda: line.proxy.reply_limit is None)
+            time.sleep(0.05)
+        load.check_all_stored()
+        assert load.statuses.keys() == {200}

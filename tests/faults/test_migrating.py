@@ -1,0 +1,58 @@
+"""Migrations run while metrics come in."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from faults.load import Load
+from metrics_ingest import migrations
+from metrics_ingest.settings import read_database
+from metrics_ingest.store import connect
+from processes import Server, query
+
+
+@pytest.fixture
+def with_addition(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The database, with further migrations pending: a column, an index, a function replaced."""
+    directory = tmp_path / "migrations"
+    shutil.copytree(migrations.directory(), directory)
+    ((source,),) = query(database_url, "SELECT pg_get_functiondef('ingest_metrics'::regproc)")
+    (directory / "9001-add-a-column.sql").write_text(
+        "ALTER TABLE users ADD COLUMN note varchar NOT NULL DEFAULT '';\n"
+        "ALTER TABLE sessions ADD COLUMN note varchar NOT NULL DEFAULT '';\n"
+        "ALTER TABLE metrics ADD COLUMN note varchar NOT NULL DEFAULT '';\n"
+    )
+    (directory / "9002-replace-the-function.sql").write_text(f"{source};\n")
+    monkeypatch.setattr(migrations, "directory", lambda: directory)
+    return database_url
+
+
+@pytest.mark.parametrize("reader", [False, True], ids=["undisturbed", "behind-a-long-report"])
+def test_additive_migrations_fail_no_request_and_hold_none_up(
+    with_addition: str, serve: Callable[..., Server], reader: bool
+) -> None:
+    """A report that reads for long makes the migration wait: it must not make everyone else wait behind it."""
+    database = read_database({"DATABASE_URL": with_addition})
+    server = serve("ingest", with_addition)
+    with Load(server.port, with_addition) as load:
+        time.sleep(0.5)
+        report = connect(database, 30)
+        if reader:
+            report.run("BEGIN")
+            report.run("SELECT count(*) FROM metrics")
+        migrating = threading.Thread(target=migrations.migrate, args=(database,))
+        migrating.start()
+        time.sleep(4 if reader else 1)
+        report.close()
+        migrating.join(20)
+        assert not migrating.is_alive()
+        query(with_addition, "SELECT create_metrics_partitions(12)")
+        time.sleep(0.5)
+    load.check_all_stored()
+    assert load.statuses.keys() == {200}
+    assert load.slowest < 2
+    assert query(with_addition, "SELECT count(*) FROM metrics WHERE note <> ''") == [[0]]
