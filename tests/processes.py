@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import requests
 
-from metrics_ingest import embedded, migrations
+from metrics_ingest import embedded, limits, migrations, service, writer
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import connect
 
@@ -176,6 +176,13 @@ class Stack:
         return self.query(
             "SELECT * FROM metrics WHERE user_id = :user_id ORDER BY timestamp, metric_id", user_id=user_id
         )
+
+
+async def in_a_new_process(answer: Awaitable[Any]) -> Any:
+    """Await what a service answers here, in the tests' own process, as if it were the process's first request."""
+    for made_by_the_first_request in (service.arrivals, limits.drain, writer.writer):
+        made_by_the_first_request.cache_clear()
+    return await answer
 
 
 def free_port() -> int:

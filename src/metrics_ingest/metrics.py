@@ -197,5 +197,5 @@ EXPECTED = {
 
 def shown(value: object) -> str:
     """The value as the sender would recognise it, in at most 60 characters."""
-    text = to_json(value, inf_nan_mode="constants").decode()
+    text = to_json(value[:60] if isinstance(value, str) else value, inf_nan_mode="constants").decode()
     return text if len(text) <= 60 else text[:57] + "..."

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from metrics_ingest.errors import StatementRefused, StoreUnavailable
 from metrics_ingest.service import Service
-from processes import Server, query
+from processes import Server, in_a_new_process, query
 from security.raw import exchange, post
 
 SECRET = "SELECT secret FROM /etc/hunter2"
@@ -66,7 +66,7 @@ def respond(handler: Any) -> Any:
         return {"type": "http.request", "body": b"{}"}
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    return asyncio.run(Service("ingest", handler).respond(Request(scope, receive)))
+    return asyncio.run(in_a_new_process(Service("ingest", handler).respond(Request(scope, receive))))
 
 
 def test_reason_for_being_unavailable_is_not_told(library: None) -> None:
