@@ -34,7 +34,7 @@ def unknown_keys(count: int) -> bytes:
     return b"{" + b",".join(b'"%x":1' % number for number in range(count)) + b"}"
 
 
-# Each with what it grew the process by before there were limits (MiB), and the answer.
+# Each with the answer, and what it grew the process by before there were limits (MiB).
 HEAVY: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "empty arrays": (lambda: repeated(b"[]"), "ingest_batch", "too_many_metrics"),  # 501
     "empty objects": (lambda: repeated(b"{}"), "ingest_batch", "too_many_metrics"),  # 510
