@@ -180,14 +180,17 @@ class Load:
         return min(at for at in self.successes if at >= moment) - moment
 
 
-def post_all(port: int, path: str, bodies: Sequence[Any], meanwhile: Callable[[], object] = list) -> list[Answer]:
+def post_all(
+    port: int, path: str, bodies: Sequence[Any], meanwhile: Callable[[], object] | None = None
+) -> list[Answer]:
     """Send each body on a connection of its own, all at once; call `meanwhile` when they are on their way."""
 
     async def run() -> list[Answer]:
         clients = [Client(port) for _ in bodies]
         answers = [asyncio.create_task(client.post(path, body)) for client, body in zip(clients, bodies, strict=True)]
-        await asyncio.sleep(0.5)
-        await asyncio.to_thread(meanwhile)
+        if meanwhile:
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(meanwhile)
         try:
             return await asyncio.gather(*answers)
         finally:

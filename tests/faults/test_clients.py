@@ -75,7 +75,7 @@ def test_slow_and_silent_senders(database_url: str, serve: Serve) -> None:
         with Load(server.port, database_url, clients=10) as load:
             time.sleep(2)
         load.check_all_stored()
-        assert load.slowest < 1
+        assert load.slowest < 2
         for connection in (*silent, *half):
             connection.settimeout(BODY_TIMEOUT_S + 5)
             with connection.makefile("rb") as stream:
@@ -115,5 +115,5 @@ def test_clients_that_never_read(database_url: str, serve: Serve) -> None:
         with Load(server.port, database_url, clients=5, batch=10) as load:
             time.sleep(1)
         load.check_all_stored()
-        assert load.slowest < 1
+        assert load.slowest < 2
     assert query(database_url, "SELECT count(*) FROM metrics WHERE user_id = :u", u=user_id) == [[0]]

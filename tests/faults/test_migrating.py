@@ -46,7 +46,7 @@ def test_additive_migrations_fail_no_request_and_hold_none_up(
             report.run("SELECT count(*) FROM metrics")
         migrating = threading.Thread(target=migrations.migrate, args=(database,))
         migrating.start()
-        time.sleep(4 if reader else 1)
+        time.sleep(3 if reader else 1)
         report.close()
         migrating.join(20)
         assert not migrating.is_alive()

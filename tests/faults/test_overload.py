@@ -20,9 +20,9 @@ def test_surplus_is_refused_at_once(database_url: str, serve: Callable[..., Serv
         query(database_url, statement if "FUNCTION be_slow() RETURNS" in statement else f"CREATE TRIGGER{statement}")
     server = serve("ingest", database_url, WRITE_QUEUE="20")
     with Load(server.port, database_url, clients=150) as load:
-        time.sleep(1.5)
+        time.sleep(1)
         early = resident_bytes(server)
-        time.sleep(4)
+        time.sleep(3)
         late = resident_bytes(server)
         query(database_url, "DROP TRIGGER slow ON metrics")
     load.check_all_stored()
