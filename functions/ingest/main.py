@@ -25,4 +25,4 @@ async def store_one(body: bytes, headers: Headers) -> Response:
     return Reply(200, b'{"message":"Metric stored successfully!"}', fields)
 
 
-service = Service("ingest", store_one)
+service = Service("ingest", store_one, keeps_rejected=True)

@@ -19,7 +19,9 @@ async def store_many(body: bytes, headers: Headers) -> Response:
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = batch.is_strict(headers)
     report = await batch.store(parse(body, idempotency_key(headers)), strict=strict)
-    return Reply(report.status, report.to_json(), [(b"preference-applied", b"handling=strict")] if strict else ())
+    reply = Reply(report.status, report.to_json(), [(b"preference-applied", b"handling=strict")] if strict else ())
+    reply.rejected = report.faults
+    return reply
 
 
-service = Service("ingest_batch", store_many, media_types=(JSON, NDJSON), most=settings().max_batch)
+service = Service("ingest_batch", store_many, (JSON, NDJSON), most=settings().max_batch, keeps_rejected=True)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TypeVar
 
 from pydantic_core import to_json
@@ -22,6 +23,7 @@ from metrics_ingest.cors import Cors, preflight
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
 from metrics_ingest.limits import Arrivals
 from metrics_ingest.metrics import shown
+from metrics_ingest.rejected import Faults, keep
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.store import Call
 from metrics_ingest.writer import writer
@@ -46,6 +48,8 @@ Handler = Callable[[bytes, Headers], Awaitable[Response]]
 class Reply(Response):
     """A response of ready bytes. Starlette's own renders and encodes what is known here already."""
 
+    rejected: Faults = MappingProxyType({})  # of a batch that was answered: for `rejected.keep`
+
     def __init__(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON
     ) -> None:
@@ -58,11 +62,20 @@ class Reply(Response):
 class Service:
     """One HTTP function: `name` is its path segment, `handler` its work, `media_types` what it reads.
 
-    `most` is how many metrics (or the like) a body can have.
+    `most` is how many metrics (or the like) a body can have; what is refused of them may be kept (`rejected`).
     """
 
-    def __init__(self, name: str, handler: Handler, media_types: tuple[bytes, ...] = (JSON,), most: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        media_types: tuple[bytes, ...] = (JSON,),
+        most: int = 1,
+        *,
+        keeps_rejected: bool = False,
+    ) -> None:
         self.name = name
+        self._keeps_rejected = keeps_rejected
         self.settings: Settings = settings()
         logs.start(self.settings)
         self._handler = handler
@@ -96,10 +109,10 @@ class Service:
                 with self._hold() as take:
                     body = await _in_time(self._whole(body, message, request.receive, packed, take))
                     check_structure(body, self._most, lines=media_type(headers) == NDJSON)
-                    return await self._handler(body, headers)
+                    return await self._handle(body, headers, request.scope["caller"])
             if len(body) > self.settings.max_body_bytes:
                 raise self._too_large()
-            return await self._handler(body, headers)
+            return await self._handle(body, headers, request.scope["caller"])
         if request.method in ("GET", "HEAD"):
             return await self._describe(request)
         if request.method == "OPTIONS" and self._cors:
@@ -108,6 +121,21 @@ class Service:
             Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
             headers={"Allow": "GET, HEAD, OPTIONS, POST" if self._cors else "GET, HEAD, POST"},
         )
+
+    async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Response:
+        """The handler's answer, or RequestRefused, when what was rejected has been kept."""
+        faults: Faults = {}
+        try:
+            reply = await self._handler(body, headers)
+            if isinstance(reply, Reply):
+                faults = reply.rejected
+            return reply
+        except RequestRefused as error:
+            faults = {None: error.faults}
+            raise
+        finally:
+            if faults and self._keeps_rejected:
+                await keep(self.name, caller, body, media_type(headers) == NDJSON, faults)
 
     async def _describe(self, request: Request) -> Response:
         if not request.scope["path"].rstrip("/").endswith("/health"):

@@ -52,6 +52,7 @@ class Settings:
     write_queue: int
     write_timeout_s: float
     cors_origins: tuple[str, ...]
+    keep_rejected: bool
     log_level: str
 
     @classmethod
@@ -67,6 +68,7 @@ class Settings:
             write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
             write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),
             cors_origins=_origins(environ),
+            keep_rejected=_choice(environ, "KEEP_REJECTED", "true", ("true", "false"), str.lower) == "true",
             log_level=_choice(environ, "LOG_LEVEL", "INFO", LOG_LEVELS),
         )
 

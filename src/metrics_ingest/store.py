@@ -27,6 +27,7 @@ CONNECT_TIMEOUT_S = 5.0  # a first packet that was lost must not cost the whole 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
 UNAVAILABLE = (
     "08",  # connection exception
+    "23503",  # the user or session was erased in this very moment: the next attempt says so
     "25006",  # read-only: a replica, or a server in failover
     "28",  # the login was refused: the operator's to mend, then a retry works
     "3D000",  # no such database yet
@@ -49,6 +50,7 @@ class Call(Enum):
 
     INGEST = "ingest_metrics"  # of Metric, complete
     REGISTER = "register_users"  # of {"user_id", "name", "email"}
+    KEEP_REJECTED = "keep_rejected"  # of what rejected.py makes of them
     PING = "nothing"
 
 
@@ -89,7 +91,7 @@ class Store:
         `until` is a time of the event loop. Raise StoreUnavailable (ConnectionLost when the fate of the transaction is
         unknown) or StatementRefused.
         """
-        statement = _statement(what, items)
+        statement = call_statement(what, items)
         fate_unknown = False
         now = asyncio.get_running_loop().time()
         try:
@@ -191,11 +193,12 @@ class Store:
                     return context.rows[0][0] if context.rows else None
 
 
-def _statement(what: Call, items: Sequence[Any]) -> str:
+def call_statement(what: Call, items: Sequence[Any]) -> str:
+    """The SQL that does `what` with the items."""
     if what is Call.PING:
         return "SELECT NULL"
-    if what is Call.REGISTER:
-        return f"SELECT register_users({literal(to_json(items).decode())})"
+    if what is not Call.INGEST:
+        return f"SELECT {what.value}({literal(to_json(items).decode())})"
     # A JSON array of numbers, or of quoted text without backslashes, is in braces an array of PostgreSQL's. Columns are
     # faster than objects to write and to read. None of these values can hold a backslash, nor a quote; but what
     # keeps SQL out stands here, not in another module's rules.

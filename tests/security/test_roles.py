@@ -11,7 +11,7 @@ import requests
 
 from metrics_ingest import migrations
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import COLUMNS, Call, _statement, connect
+from metrics_ingest.store import COLUMNS, Call, call_statement, connect
 from processes import ROOT, Postgres, Server, query
 
 NOTHING = "SELECT ingest_metrics('{}', '{}', '{}', '{}', '{}', '{}')"
@@ -129,9 +129,9 @@ def test_statement_keeps_sql_out_even_where_validation_failed(url: str) -> None:
         "\"}'::text[]); --",
     ):
         with suppress(pg8000.native.DatabaseError):
-            query(url, _statement(Call.INGEST, [{**fields, "metric_type": trick}]))
+            query(url, call_statement(Call.INGEST, [{**fields, "metric_type": trick}]))
         with suppress(pg8000.native.DatabaseError):
-            query(url, _statement(Call.REGISTER, [{"user_id": user, "name": trick, "email": trick}]))
+            query(url, call_statement(Call.REGISTER, [{"user_id": user, "name": trick, "email": trick}]))
     assert query(url, "SELECT count(*) FROM metrics WHERE user_id = :u", u=user) == [[0]]
     assert query(url, "SELECT name FROM users WHERE user_id = :u", u=user) == [["\"}'::text[]); --"]]
 

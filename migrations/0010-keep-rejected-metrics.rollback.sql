@@ -1,0 +1,2 @@
+DROP FUNCTION keep_rejected(json);
+DROP TABLE rejected_metrics;
