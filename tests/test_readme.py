@@ -62,6 +62,12 @@ def test_quick_start_works_word_for_word(clone: Path, running: Server) -> None:
     assert "(1 row)" in shell(look, clone, running)
 
 
+def test_batches_are_sent_word_for_word(clone: Path, running: Server) -> None:
+    array, lines, packed = (json.loads(shell(block, clone, running)) for block in BLOCKS if "ingest_batch" in block)
+    assert (array["stored"], array["errors"][0]["code"]) == (1, "value_out_of_range")
+    assert (lines["stored"], packed["stored"]) == (2, 1)
+
+
 def test_every_error_code_is_in_the_readme_with_its_status() -> None:
     rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", README, re.MULTILINE)
     documented = {code: int(status) for status, codes in rows for code in re.findall(r"`(\w+)`", codes)}
