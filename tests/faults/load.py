@@ -126,6 +126,7 @@ class Load:
         client.close()
 
     async def _send(self, client: Client, metrics: list[Any], ids: list[str], sendings: int) -> bool:
+        """Whether that settles it: `wrong` answers do, too, for the test has failed then."""
         try:
             if self.batch:
                 preference = {"Prefer": "handling=strict"} if self.strict else {}
@@ -149,9 +150,9 @@ class Load:
             return True
         if answer.status == 503 and "retry-after" in answer.headers:
             self.rejections.append((answer.code, answer.seconds))
-        else:
-            self.wrong.append(f"{answer.status} {answer.headers} {answer.body!r}")
-        return False
+            return False
+        self.wrong.append(f"{answer.status} {answer.headers} {answer.body!r}")
+        return True
 
     def check(self) -> tuple[int, int]:
         """Compare with the database what the clients were told. Return how many metrics were lost and doubled: 0, 0."""
