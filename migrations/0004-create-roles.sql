@@ -43,7 +43,8 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 -- Gives the two roles, where they exist, what they need; every `metrics-ingest migrate` ends with it. The writer may call
--- the owner's SECURITY DEFINER functions and do nothing else, the reader may read.
+-- the owner's SECURITY DEFINER functions and do nothing else, the reader may read, and call the
+-- IMMUTABLE functions that views are made of.
 CREATE FUNCTION grant_to_roles() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp
 AS $function$
@@ -63,6 +64,12 @@ BEGIN
         GRANT USAGE ON SCHEMA public TO metrics_reader;
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO metrics_reader;
+        FOR callable IN
+            SELECT oid FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND provolatile = 'i'
+                AND pg_get_userbyid(proowner) = current_user
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO metrics_reader', callable);
+        END LOOP;
     END IF;
 END
 $function$;

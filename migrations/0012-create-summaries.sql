@@ -192,8 +192,8 @@ AS $function$
     END
 $function$;
 
--- A view calls it as whoever reads the view.
-GRANT EXECUTE ON FUNCTION summary_value(varchar, bigint, float8, float8, float8, bigint, float8) TO PUBLIC;
+-- A view calls it as whoever reads the view: who may read may call what is IMMUTABLE (grant_to_roles).
+REVOKE ALL ON FUNCTION summary_value(varchar, bigint, float8, float8, float8, bigint, float8) FROM PUBLIC;
 
 -- One row a session; the first four metric types have columns, and `metrics` has every type by name.
 CREATE VIEW session_summary AS

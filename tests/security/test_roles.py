@@ -168,15 +168,16 @@ def test_only_the_writer_may_call_what_runs_as_the_owner(url: str) -> None:
     """Also of later migrations: every SECURITY DEFINER function has a fixed path with pg_temp last."""
     functions = query(
         url,
-        """SELECT proname, prosecdef, array_to_string(proconfig, ';'),
+        """SELECT proname, prosecdef, provolatile = 'i', array_to_string(proconfig, ';'),
                   has_function_privilege('metrics_writer', oid, 'EXECUTE'),
                   has_function_privilege('metrics_reader', oid, 'EXECUTE')
            FROM pg_proc WHERE pronamespace = 'public'::regnamespace""",
     )
     assert {"ingest_metrics", "register_users"} <= {name for name, definer, *_ in functions if definer}
-    for name, definer, settings, writer, reader in functions:
-        assert (writer, reader) == (definer, False), name
-        assert "search_path=pg_catalog, public, pg_temp" in settings, name
+    for name, definer, immutable, settings, writer, reader in functions:
+        assert (writer, reader) == (definer, immutable), name
+        assert immutable or "search_path=pg_catalog, public, pg_temp" in settings, name
+    assert sqlstate(as_role(url, "metrics_reader"), "SELECT * FROM session_summary") == ""
 
 
 def test_timeouts_stand_on_the_roles(url: str) -> None:
