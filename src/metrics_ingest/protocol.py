@@ -3,8 +3,10 @@
 functions-framework gives no way to choose a protocol: importing this module puts it in place.
 """
 
+from collections.abc import Sequence
+
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 65_536  # request line and header fields, or the trailer fields, of one request
 PIPELINED = 64  # requests of one connection that wait for the answer to an earlier one
@@ -14,6 +16,7 @@ class BoundedHttp(HttpToolsProtocol):
     """uvicorn's own; what has come since the last end of a head or piece of a body is counted."""
 
     _unseen = 0
+    _cycles: Sequence[RequestResponseCycle] = ()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
@@ -28,11 +31,19 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise ValueError
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
         self._unseen = 0
         super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400 and close; what is under way on this connection has nobody to answer any more."""
+        super().send_400_response(msg)
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
 
 # Here every uvicorn looks that was told nothing else.
