@@ -4,7 +4,7 @@ functions-framework gives no way to choose a protocol: importing this module put
 """
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 65_536  # request line and header fields, or the trailer fields, of one request
 PIPELINED = 64  # requests of one connection that wait for the answer to an earlier one
@@ -14,6 +14,7 @@ class BoundedHttp(HttpToolsProtocol):
     """uvicorn's own; what has come since the last end of a head or piece of a body is counted."""
 
     _unseen = 0
+    _at_work: tuple[RequestResponseCycle, ...] = ()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
@@ -28,6 +29,13 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise ValueError
         super().on_headers_complete()
+        self._at_work = (*(cycle for cycle in self._at_work if not cycle.response_complete), self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let what is still at work answer nobody: uvicorn tells the last request of a connection only."""
+        super().connection_lost(exc)
+        for cycle in self._at_work:
+            cycle.disconnected = True
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
