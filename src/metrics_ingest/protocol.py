@@ -3,8 +3,6 @@
 functions-framework gives no way to choose a protocol: importing this module puts it in place.
 """
 
-from collections.abc import Sequence
-
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -16,7 +14,7 @@ class BoundedHttp(HttpToolsProtocol):
     """uvicorn's own; what has come since the last end of a head or piece of a body is counted."""
 
     _unseen = 0
-    _cycles: Sequence[RequestResponseCycle] = ()
+    _at_work: tuple[RequestResponseCycle, ...] = ()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
@@ -31,19 +29,18 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise ValueError
         super().on_headers_complete()
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
+        self._at_work = (*(cycle for cycle in self._at_work if not cycle.response_complete), self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let what is still at work answer nobody: uvicorn tells the last request of a connection only."""
+        super().connection_lost(exc)
+        for cycle in self._at_work:
+            cycle.disconnected = True
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
         self._unseen = 0
         super().on_body(body)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer 400 and close; what is under way on this connection has nobody to answer any more."""
-        super().send_400_response(msg)
-        for cycle in self._cycles:
-            cycle.disconnected = True
-            cycle.message_event.set()
 
 
 # Here every uvicorn looks that was told nothing else.
