@@ -98,6 +98,13 @@ def parsed(parse: Callable[[bytes, str | None], Any], body: bytes) -> Any:
         return None
 
 
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_of_the_corpus(name: str) -> None:
+    body = (CORPUS / name).read_bytes()
+    for parse in (batch.parse_one, batch.parse_many, batch.parse_lines):
+        assert all(map(is_allowed, getattr(parsed(parse, body), "metrics", ())))
+
+
 @bounded
 @given(body=BYTES)
 @example(body=b"")

@@ -91,6 +91,12 @@ def test_caller_is_known_by_the_name_of_its_key(library: None, monkeypatch: pyte
     assert service._authenticate({b"authorization": b"Bearer " + OLD.encode()}) == "mobile-2025"
 
 
+def test_log_names_the_caller_and_not_its_key(locked: Server) -> None:
+    requests.post(locked.url, json={}, headers={"X-API-Key": OLD}, timeout=10)
+    assert '"key":"mobile-2025"' in locked.log
+    assert OLD not in locked.log
+
+
 def start(target: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / "functions-framework"), "--target", target, "--source", str(ROOT / f"functions/{target}/main.py")],

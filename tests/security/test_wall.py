@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.requests import Request
 
 from metrics_ingest.errors import StatementRefused, StoreUnavailable
 from metrics_ingest.service import Service
-from processes import Server, in_a_new_process, query
+from processes import Server, Stack, in_a_new_process, query
 from security.raw import exchange, post
 
 SECRET = "SELECT secret FROM /etc/hunter2"
@@ -101,9 +102,8 @@ def test_host_field_is_nothing_that_anything_depends_on(serving: Server, host: s
 
 
 @pytest.fixture
-def serving(stack: Any) -> Server:
-    server: Server = stack.ingest
-    return server
+def serving(stack: Stack) -> Server:
+    return stack.ingest
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "MKCOL"])
@@ -113,3 +113,15 @@ def test_other_methods_are_405_without_a_trace(serving: Server, method: str) -> 
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert b"allow: " in answer.lower()
     assert b"hunter2" not in answer
+
+
+@pytest.mark.parametrize("follows", [b"\0\0\0", post("/", b"{}") + b"\0", b""], ids=["garbage", "pipeline", "silence"])
+def test_answer_that_nobody_waits_for_is_no_failure(stack: Stack, follows: bytes) -> None:
+    body = b'{"user_id":"%s","metric_type":"talked_time","value":1,"timestamp":"2024-08-08T12:34:56Z"}'
+    for _ in range(20):
+        request = post("/ingest/", body % stack.user().encode()) + follows
+        with socket.create_connection(("127.0.0.1", stack.ingest.port), timeout=10) as connection:
+            connection.sendall(request)
+    assert requests.get(f"{stack.ingest.url}/health", timeout=10).ok
+    assert "Traceback" not in stack.ingest.log
+    assert "Exception" not in stack.ingest.log
