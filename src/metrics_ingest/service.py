@@ -15,7 +15,7 @@ from typing import TypeVar
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from metrics_ingest import __version__, logs
 from metrics_ingest.bodies import SMALL, check_structure, gunzip
@@ -57,6 +57,13 @@ class Reply(Response):
         self.body = body
         self.background = None
         self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, if somebody is there: uvicorn overlooks that a client with more requests behind has gone."""
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError:  # uvloop's "the handler is closed"
+            logger.debug("the client has gone")
 
 
 class Service:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import psutil
+import requests
 
 from faults.load import Load, locked, metric, post_all, register
 from metrics_ingest.limits import BODY_TIMEOUT_S
@@ -40,6 +41,21 @@ def test_answers_that_nobody_waits_for_any_more(database_url: str, serve: Serve)
     eventually(lambda: worker(server).num_fds() <= before[0])
     assert worker(server).num_threads() <= before[1]
     assert "Traceback" not in server.log
+
+
+def test_client_that_goes_with_more_requests_behind(database_url: str, serve: Serve) -> None:
+    """Its answers have nowhere to go. That is no error of the function's, and must not look like one."""
+    server = serve("ingest", database_url)
+    body = json.dumps(metric(register(database_url))).encode()
+    with locked(database_url) as unlock:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall((head("/ingest/", len(body)) + body) * 3)
+                time.sleep(0.02)
+        unlock()
+    assert requests.get(f"{server.url}/health", timeout=5).status_code == 200
+    time.sleep(0.2)
+    assert [line for line in server.log.splitlines() if "ERROR" in line] == []
 
 
 def test_slow_and_silent_senders(database_url: str, serve: Serve) -> None:
