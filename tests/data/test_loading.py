@@ -213,7 +213,15 @@ def test_interrupted_load_goes_on_where_it_was(stack: Stack, tmp_path: Path) -> 
         "--url",
         f"{stack.ingest_batch.url}/ingest_batch/",
     ]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    first = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        # A shell starts what runs in the background with SIGINT ignored, and Python would leave it so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     count = "SELECT count(*) FROM metrics WHERE user_id = :u"
     eventually(lambda: stack.query(count, u=user)[0][0] > 0)
     first.send_signal(signal.SIGINT)
