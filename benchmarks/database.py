@@ -162,7 +162,7 @@ class Postgres:
             except (OSError, pg8000.native.InterfaceError, pg8000.native.DatabaseError):
                 if self._process.poll() is not None:
                     break
-                time.sleep(0.1)
+                time.sleep(0.1)  # between two looks at whether it answers yet
             else:
                 return
         raise SystemExit(f"PostgreSQL did not start: {(self.directory / 'postgres.log').read_text()}")

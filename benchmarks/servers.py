@@ -108,7 +108,7 @@ def start(name: str, function: str, postgres: Postgres, database: str | None = N
         while post(port, path, [body] if function == "ingest_batch" else body) != 200:
             if popen.poll() is not None or time.perf_counter() - begun > 30:
                 raise SystemExit(f"{name} did not start; see {log.name}")
-            time.sleep(0.002)
+            time.sleep(0.002)  # the start is measured to this; without it the poll would take the processor from it
         process = Process(popen, port, path, 1000 * (time.perf_counter() - begun))
         ended = threading.Event()
         sampler = threading.Thread(target=_sample, args=(process, postgres, database, ended))

@@ -250,7 +250,7 @@ def _array() -> TypeAdapter[list[Metric]]:
 @cache
 def _envelope() -> TypeAdapter[Any]:
     class Envelope(TypedDict):
-        __pydantic_config__ = metrics.CLOSED  # type: ignore[misc]
+        __pydantic_config__ = metrics.CLOSED  # type: ignore[misc]  # pydantic's way for a TypedDict
         metrics: Annotated[list[Metric], Field(max_length=settings().max_batch)]
 
     return TypeAdapter(Envelope)

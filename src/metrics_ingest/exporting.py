@@ -11,6 +11,7 @@ from metrics_ingest.console import INSTANT, connected
 
 COLUMNS = "user_id, metric_type, value, timestamp, session_id, metric_id"
 TIMESTAMP = """to_char(timestamp, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS timestamp"""  # the session's zone is UTC
+# Built of the constants above only. COPY takes no parameters: what the caller chooses is quoted by pg8000 (`literal`).
 # JSON has no control characters, so CSV with two of them for quote and delimiter writes each line as it is.
 FORMATS = {
     "ndjson": (f"SELECT row_to_json(m) FROM (SELECT {COLUMNS} FROM metrics {{where}}) AS m",  # noqa: S608

@@ -103,7 +103,7 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
             except pg8000.dbapi.DatabaseError as error:
                 if error.args[0].get("C") not in LOCK_NOT_AVAILABLE or time.monotonic() > end:
                     raise
-                time.sleep(random.uniform(0.5, 1.5))
+                time.sleep(random.uniform(0.5, 1.5))  # let through the writers that waited behind this one
 
 
 def migrate(database: Database) -> list[str]:

@@ -249,7 +249,7 @@ def _patiently(action: Callable[..., Any], *arguments: Any) -> Any:
                 raise
             if time.monotonic() > deadline:
                 raise Refused("a long transaction holds the tables; nothing was changed, try again later") from error
-        time.sleep(random.uniform(0.05, 0.5))
+        time.sleep(random.uniform(0.05, 0.5))  # let through the writers that waited behind this one
 
 
 def drop(connection: Any, parent: str, age: str, *, detach: bool, yes: bool) -> list[str]:
