@@ -80,9 +80,9 @@ def test_ingest_function_works_on_each_server(server: Postgres) -> None:
     query(url, f'SELECT register_users(\'[{{"user_id":"{user}","name":"Greg"}}]\')')
     types = ["talked_time", "talked_time", "speaker_used", "nothing"]
     columns = [[USER] * 4, ["2024-08-08T12:34:56Z"] * 4, [USER] * 4, [USER] * 4, types, ["1"] * 4]
-    batch = ", ".join("'{" + ",".join(column) + "}'" for column in columns)
+    batch = ", ".join("'{" + ",".join(column) + "}'" for column in [*columns, ["t"] * 4])
     for outcomes in ([(2, "duplicate"), (3, "metric_conflict"), (4, "unknown_metric_type")], None):
-        (((answer,),),) = (query(url, f"SELECT ingest_metrics({batch})"),)
+        (((answer,),),) = (query(url, f"SELECT store_metrics({batch})"),)
         if outcomes:
             assert sorted((entry["position"], entry["outcome"]) for entry in answer) == outcomes
         else:

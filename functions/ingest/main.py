@@ -1,5 +1,7 @@
 """POST /ingest/: one metric."""
 
+from uuid import UUID
+
 import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +21,7 @@ async def store_one(body: bytes, headers: Headers) -> Response:
     report = await batch.store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])
-    fields = [(b"metric-id", str(report.metrics[0]["metric_id"]).encode())]
+    fields = [(b"metric-id", str(UUID(bytes=report.rows[0][2])).encode())]
     if report.duplicates:
         fields.append((b"idempotent-replayed", b"true"))
     return Reply(200, b'{"message":"Metric stored successfully!"}', fields)

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -16,7 +17,7 @@ from typing_extensions import TypedDict
 
 from metrics_ingest import metrics
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.metrics import Metric, shown
+from metrics_ingest.metrics import Metric, Row, shown
 from metrics_ingest.service import Headers, fault_entry
 from metrics_ingest.settings import settings
 from metrics_ingest.store import Call, Commit, Outcome
@@ -27,10 +28,10 @@ IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(slots=True)
 class Batch:
-    """What a request sent: well-formed `metrics`, their `positions`, and the faults of the others by position."""
+    """What a request sent: the `rows` of well-formed metrics, their `positions`, and the others' faults by position."""
 
     received: int
-    metrics: list[Metric]
+    rows: list[Row]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
 
@@ -40,7 +41,7 @@ class Report:
     """What became of a batch: received = stored + duplicates + len(faults), but for a refused strict one."""
 
     received: int
-    metrics: list[Metric]
+    rows: list[Row]
     stored: int
     duplicates: int
     faults: dict[int, list[Fault]] = field(default_factory=dict)
@@ -70,11 +71,10 @@ class Report:
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    metric = metrics.read(body)
-    found = metrics.complete(metric, metrics.latest_acceptable(settings().max_future_skew_s), key, 0)
-    if found:
-        raise RequestRefused(*found)
-    return Batch(1, [metric], (0,), {})
+    batch = _completed([metrics.read(body)], key)
+    if batch.faults:
+        raise RequestRefused(*batch.faults[0])
+    return batch
 
 
 def parse_many(body: bytes, key: str | None) -> Batch:
@@ -132,36 +132,37 @@ async def store(batch: Batch, *, strict: bool = False) -> Report:
     commit = Commit.ALWAYS
     if strict:  # with faults already known, the database is still asked for those that only it can find
         commit = Commit.NEVER if batch.faults else Commit.ALL_STORED
-    outcomes = await writer().write(Call.INGEST, batch.metrics, commit) if batch.metrics else []
+    outcomes = await writer().write(Call.INGEST, batch.rows, commit) if batch.rows else []
     duplicates = 0
     faults = batch.faults
     for outcome in outcomes:
         if outcome.kind == "duplicate":
             duplicates += 1
         else:
-            fault = _fault(outcome, batch.metrics[outcome.position])
+            fault = _fault(outcome, batch.rows[outcome.position])
             faults.setdefault(batch.positions[outcome.position], []).append(fault)
     if strict and faults:
-        return Report(batch.received, batch.metrics, 0, 0, faults)
-    return Report(batch.received, batch.metrics, batch.received - duplicates - len(faults), duplicates, faults)
+        return Report(batch.received, batch.rows, 0, 0, faults)
+    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults)
 
 
-def _fault(outcome: Outcome, metric: Metric) -> Fault:
+def _fault(outcome: Outcome, row: Row) -> Fault:
     """What the database found wrong, in words."""
-    metric_type, facts = metric["metric_type"], outcome.facts
+    user_id, _, metric_id, _, metric_type, value = row
+    facts = outcome.facts
     if outcome.kind == "unknown_user":
-        field_name, detail = "user_id", f"user {metric['user_id']} is not registered"
+        field_name, detail = "user_id", f"user {UUID(bytes=user_id)} is not registered"
     elif outcome.kind == "unknown_metric_type":
         field_name, detail = (
             "metric_type",
             f"metric type {metric_type} is {'retired' if facts['retired'] else 'not registered'}",
         )
     elif outcome.kind == "value_out_of_range":
-        field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(metric['value'])}"
+        field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(value)}"
     else:
         # "Earlier" may be in another request: the writer merges what waits.
         field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
-    return Fault(outcome.kind, detail, field_name, str(metric["metric_id"]))
+    return Fault(outcome.kind, detail, field_name, str(UUID(bytes=metric_id)))
 
 
 def _range(facts: dict[str, Any]) -> str:
@@ -184,18 +185,11 @@ def _completed(
     received = len(items) if received is None else received
     _check_size(received)
     positions = range(received) if positions is None else positions
-    faults = {} if faults is None else faults
-    latest = metrics.latest_acceptable(settings().max_future_skew_s)
-    wrong = set()
-    for position, metric in zip(positions, items, strict=True):
-        found = metrics.complete(metric, latest, key, position)
-        if found:
-            faults[position] = list(found)
-            wrong.add(position)
+    rows, wrong = metrics.complete(items, positions, key, settings().max_future_skew_s)
     if wrong:
-        kept = [(p, metric) for p, metric in zip(positions, items, strict=True) if p not in wrong]
-        positions, items = [p for p, _ in kept], [metric for _, metric in kept]
-    return Batch(received, items, positions, faults)
+        kept = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in wrong]
+        positions, rows = [position for position, _ in kept], [row for _, row in kept]
+    return Batch(received, rows, positions, {**(faults or {}), **wrong})
 
 
 def _taken_apart(body: bytes, entries: list[metrics.Entry], key: str | None) -> Batch:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
 from time import time
@@ -18,7 +18,13 @@ from metrics_ingest.errors import Fault, RequestRefused
 # RFC 3339, section 5.6, where the offset is not optional. A leap second (":60") has no place in timestamptz.
 RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+FAR = datetime(2200, 1, 1, tzinfo=UTC)  # later than MAX_FUTURE_SKEW_S can reach; `_microseconds` is exact before it
+EPOCH_US = 946_684_800_000_000  # PostgreSQL's epoch is EARLIEST, too; here in microseconds since 1970
+DAY_US = 86_400_000_000
 NIL = UUID(int=0)
+NIL_BYTES = NIL.bytes
+V4_BITS = 0x4000_8000_0000_0000_0000  # version and variant of a random UUID, and what is left for chance
+V4_MASK = ~0xF000_C000_0000_0000_0000
 # Namespace of the metric ids that are derived from an Idempotency-Key (RFC 9562, section 6.5).
 KEYED_IDS = UUID("6d0f5c4e-5d0b-5a86-9d3e-2a6b1f0c7e11")
 
@@ -27,7 +33,7 @@ def _timestamp_schema(_source: object, _handler: Callable[[Any], CoreSchema]) ->
     """Text of the right form first: on its own, pydantic also takes bare dates and Unix times in quotes."""
     return core_schema.chain_schema([
         core_schema.str_schema(strict=True, pattern=RFC_3339),
-        core_schema.datetime_schema(strict=False, tz_constraint="aware", ge=EARLIEST),
+        core_schema.datetime_schema(strict=False, tz_constraint="aware", ge=EARLIEST, lt=FAR),
     ])  # fmt: skip
 
 
@@ -63,6 +69,10 @@ class Metric(TypedDict):
     metric_id: NotRequired[Annotated[UUID, Field(description="the event's identity; default: a new one")]]
 
 
+# A metric as it is stored: user_id, timestamp (microseconds since 2000 UTC), metric_id, session_id, metric_type, value.
+# An id is its 16 bytes.
+Row = tuple[bytes, int, bytes, bytes, str, float]
+
 METRIC = TypeAdapter(Metric)
 FIELDS = Metric.__required_keys__ | Metric.__optional_keys__
 
@@ -92,48 +102,76 @@ def quotation_marks(items: Sequence[Metric]) -> int:
     return 4 * sum(map(len, items)) - 2 * len(items)
 
 
-def complete(metric: Metric, latest: datetime, key: str | None, position: int) -> Sequence[Fault]:
-    """Fill in what may be left out, put the time in UTC and a flag as a number, in place; return the faults.
+def complete(
+    items: Sequence[Metric], positions: Sequence[int], key: str | None, skew_s: float
+) -> tuple[list[Row], dict[int, list[Fault]]]:
+    """Fill in what may be left out. Return the rows, and the faults of those metrics that are wrong after all.
 
-    `latest` is the last acceptable instant; `key` the Idempotency-Key, which with the position gives the metric's id.
+    Both are in the order of `items`; a metric at fault has a row, too. `positions` are the metrics' in the request, by
+    which the faults go. `key` is the Idempotency-Key, which with the position gives a metric's id; `skew_s` how many
+    seconds ahead of now a timestamp may be.
     """
-    if "metric_id" not in metric:
-        metric["metric_id"] = uuid5(KEYED_IDS, f"{key}\n{position}") if key else _random_uuid()
-    timestamp, user_id = metric["timestamp"], metric["user_id"]
-    if timestamp > latest or user_id == NIL:
-        return _late_faults(metric, latest)
-    metric["timestamp"] = timestamp = timestamp.astimezone(UTC)
-    metric["value"] = float(metric["value"])
-    if "session_id" not in metric:
-        metric["session_id"] = implicit_session(user_id, timestamp.date())
-    return ()
+    latest = time() + skew_s
+    latest_us = round(latest * 1e6) - EPOCH_US
+    times = _microseconds([item["timestamp"] for item in items])
+    if key:
+        new_ids = [uuid5(KEYED_IDS, f"{key}\n{position}").bytes for position in positions]
+    else:
+        new_ids = _random_ids(len(items))
+    rows = []
+    all_well = True
+    for item, at, metric_id in zip(items, times, new_ids, strict=True):
+        user_id = item["user_id"].int.to_bytes(16)
+        if "metric_id" in item:
+            metric_id = item["metric_id"].int.to_bytes(16)
+        if "session_id" in item:
+            session_id = item["session_id"].int.to_bytes(16)
+        else:
+            session_id = implicit_session(user_id, at // DAY_US)
+        rows.append((user_id, at, metric_id, session_id, item["metric_type"], float(item["value"])))
+        if at > latest_us or user_id == NIL_BYTES:
+            all_well = False
+    if all_well:
+        return rows, {}
+    return rows, {
+        position: wrong
+        for position, row in zip(positions, rows, strict=True)
+        if (wrong := _late_faults(row, latest, latest_us))
+    }
 
 
-def _late_faults(metric: Metric, latest: datetime) -> list[Fault]:
+def _late_faults(row: Row, latest: float, latest_us: int) -> list[Fault]:
     """What is wrong with a metric that pydantic let pass."""
-    metric_id = str(metric["metric_id"])
+    user_id, at, metric_id = row[0], row[1], str(UUID(bytes=row[2]))
     found = []
-    if metric["user_id"] == NIL:
+    if user_id == NIL_BYTES:
         found.append(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", metric_id))
-    if metric["timestamp"] > latest:
-        detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {latest:%Y-%m-%dT%H:%M:%SZ}"
+    if at > latest_us:
+        until = datetime.fromtimestamp(latest, UTC)
+        detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
         found.append(Fault("timestamp_out_of_range", detail, "timestamp", metric_id))
     return found
 
 
-def latest_acceptable(skew_s: float) -> datetime:
-    """The last instant that a timestamp may name now."""
-    return datetime.fromtimestamp(time() + skew_s, UTC)
+def _microseconds(instants: list[datetime]) -> list[int]:
+    """Since 2000, by way of pydantic: in Python the arithmetic of times with offsets takes three times as long."""
+    seconds = from_json(to_json(instants, temporal_mode="seconds"))
+    return [round(second * 1e6) - EPOCH_US for second in seconds]
 
 
 @lru_cache(maxsize=65_536)
-def implicit_session(user_id: UUID, day: date) -> UUID:
-    """The session of metrics that name none: UUIDv3 of the day in the user's namespace, so no look-up is needed."""
-    return uuid3(user_id, day.isoformat())
+def implicit_session(user_id: bytes, day: int) -> bytes:
+    """The session of metrics that name none: UUIDv3 of the date in the user's namespace, so no look-up is needed.
+
+    `day` counts from 2000-01-01, in UTC.
+    """
+    return uuid3(UUID(bytes=user_id), (EARLIEST.date() + timedelta(days=day)).isoformat()).bytes
 
 
-def _random_uuid() -> UUID:
-    return UUID(bytes=os.urandom(16), version=4)
+def _random_ids(count: int) -> list[bytes]:
+    """UUIDv4s (RFC 9562, section 5.4), of one system call."""
+    random = os.urandom(16 * count)
+    return [(int.from_bytes(random[at : at + 16]) & V4_MASK | V4_BITS).to_bytes(16) for at in range(0, len(random), 16)]
 
 
 Entry = tuple[str, tuple[int | str, ...], str]  # a pydantic error: type, location, message
@@ -177,8 +215,9 @@ def unknown_fields(item: Iterable[str], fields: frozenset[str] = FIELDS, metric_
 def _fault(kind: str, name: str, value: object, metric_id: str | None) -> Fault:
     if kind == "missing":
         return Fault("missing_field", f"{name} is missing", name, metric_id)
-    if kind == "greater_than_equal":
-        return Fault("timestamp_out_of_range", f"{name} must not be before {EARLIEST:%Y-%m-%d}", name, metric_id)
+    if kind in ("greater_than_equal", "less_than"):
+        bound = f"before {EARLIEST:%Y-%m-%d}" if kind == "greater_than_equal" else f"as late as {FAR:%Y-%m-%d}"
+        return Fault("timestamp_out_of_range", f"{name} must not be {bound}", name, metric_id)
     code, expected = INVALID.get(name, "invalid_field"), EXPECTED.get(name, "valid")
     return Fault(code, f"{name} must be {expected}, got {shown(value)}", name, metric_id)
 

@@ -128,7 +128,7 @@ def replay(since: Any, code: Any, route: Any, key_name: Any, as_json: bool) -> N
 
 
 def _replay(connection: Any, rows: list[Row], counts: Counter[str]) -> None:
-    from metrics_ingest.store import Call, call_statement
+    from metrics_ingest.store import Call, call
 
     sound: list[tuple[Row, Any]] = []
     for row in rows:
@@ -139,16 +139,15 @@ def _replay(connection: Any, rows: list[Row], counts: Counter[str]) -> None:
             sound.append((row, metric))
     if not sound:
         return
-    ((outcomes,),) = connection.run(call_statement(Call.INGEST, [metric for _, metric in sound]))
+    outcomes = call(connection, Call.INGEST, [metric for _, metric in sound])
     done = dict(enumerate(row for row, _ in sound))
     counts["stored"] += len(sound)
-    for outcome in sorted(outcomes or (), key=lambda outcome: outcome["position"]):
-        at, kind = outcome["position"] - 1, outcome["outcome"]
-        if kind == "duplicate":
+    for outcome in outcomes:
+        if outcome.kind == "duplicate":
             counts["duplicates"] += 1
             counts["stored"] -= 1
-        elif done.pop(at, None):
-            counts[kind] += 1
+        elif done.pop(outcome.position, None):
+            counts[outcome.kind] += 1
             counts["stored"] -= 1
     columns = {
         "at": [row["received_at"] for row in done.values()],
@@ -158,7 +157,7 @@ def _replay(connection: Any, rows: list[Row], counts: Counter[str]) -> None:
 
 
 def _metric(row: Row) -> tuple[Any, str]:
-    """The complete metric of a row, or None and the code of what is wrong with it still."""
+    """The metric of a row as it is stored, or None and the code of what is wrong with it still."""
     from metrics_ingest import metrics
     from metrics_ingest.errors import RequestRefused
 
@@ -170,5 +169,5 @@ def _metric(row: Row) -> tuple[Any, str]:
         return None, error.code
     if row["metric_id"]:  # the identity that the sender was told
         metric.setdefault("metric_id", row["metric_id"])
-    faults = metrics.complete(metric, metrics.latest_acceptable(SKEW_S), str(row["rejected_id"]), 0)
-    return (None, faults[0].code) if faults else (metric, "")
+    (complete,), faults = metrics.complete([metric], (0,), str(row["rejected_id"]), SKEW_S)
+    return (None, faults[0][0].code) if faults else (complete, "")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 with suppress(ImportError):  # without httptools uvicorn uses h11, which has limits of its own
     import metrics_ingest.protocol  # noqa: F401  # for its effect
 
+if TYPE_CHECKING:
+    from metrics_ingest.protocol import BoundedHttp
+
 Received = TypeVar("Received")
 Headers = Mapping[bytes, bytes]
 Handler = Callable[[bytes, Headers], Awaitable[Response]]
@@ -54,14 +57,16 @@ class Reply(Response):
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON
     ) -> None:
         self.status_code = status
-        self.body = body
+        self.body: bytes = body
         self.background = None
         self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, if somebody is there: uvicorn overlooks that a client with more requests behind has gone."""
         try:
-            await super().__call__(scope, receive, send)
+            protocol = _protocol(scope)
+            if not (protocol and protocol.answer(scope, self.status_code, self.raw_headers, self.body)):
+                await super().__call__(scope, receive, send)
         except RuntimeError:  # uvloop's "the handler is closed"
             logger.debug("the client has gone")
 
@@ -110,8 +115,12 @@ class Service:
             headers = combined(request.scope["headers"])
             request.scope["caller"] = self._authenticate(headers)  # for the log line
             packed = self._is_packed(headers)
-            message = await _in_time(request.receive())
-            body: bytes = message.get("body", b"")
+            message: Message = {"type": "http.request"}
+            protocol = _protocol(request.scope)
+            body = protocol.take_body(request.scope) if protocol else None
+            if body is None:
+                message = await _in_time(request.receive())
+                body = message.get("body", b"")
             if packed or message.get("more_body") or len(body) > SMALL:
                 with self._hold() as take:
                     body = await _in_time(self._whole(body, message, request.receive, packed, take))
@@ -241,6 +250,12 @@ def arrivals() -> Arrivals:
     """This process's, made by its first request, when the framework has set up what it does, logging included."""
     logs.configure(settings().log_level)
     return Arrivals()
+
+
+def _protocol(scope: Scope) -> "BoundedHttp | None":
+    """The connection of the request, if it is served by our own protocol."""
+    extensions: dict[str, BoundedHttp] = scope.get("extensions", {})
+    return extensions.get("metrics_ingest")
 
 
 async def _in_time(receiving: Awaitable[Received]) -> Received:

@@ -1,27 +1,28 @@
-"""The database half of the write path: one pg8000 connection and the two functions that may be called through it.
+"""The database half of the write path: one pg8000 connection and the functions that may be called through it.
 
-Every call is one simple query and one round trip, so any pooler will do; nothing of a session is relied on.
+Every call is one round trip, so any pooler will do; nothing of a session is relied on.
 """
 
 import asyncio
-import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple
 
 import pg8000.core
 import pg8000.native
-from pg8000.converters import literal
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
+from metrics_ingest import wire
 from metrics_ingest.errors import ConnectionLost, StatementRefused, StoreUnavailable
+from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import Database
 
 IDLE_S = 60.0  # firewalls and NATs forget idle connections, some after four minutes, and tell nobody
+RECEIVE_BYTES = 65_536
 CONNECT_TIMEOUT_S = 5.0  # a first packet that was lost must not cost the whole time that a request has
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
@@ -42,16 +43,17 @@ UNAVAILABLE = (
 )  # fmt: skip
 
 
-COLUMNS = ("user_id", "timestamp", "metric_id", "session_id", "metric_type", "value")
-
-
 class Call(Enum):
     """What a connection can be asked to do with a list of items."""
 
-    INGEST = "ingest_metrics"  # of Metric, complete
+    INGEST = "store_metrics"  # of metrics.Row
     REGISTER = "register_users"  # of {"user_id", "name", "email"}
     KEEP_REJECTED = "keep_rejected"  # of what rejected.py makes of them
     PING = "nothing"
+
+
+PING, BEGIN, COMMIT, ROLLBACK = map(wire.statement, ("SELECT NULL", "BEGIN", "COMMIT", "ROLLBACK"))
+INGEST = f"SELECT {Call.INGEST.value}($1, $2, $3, $4, $5, $6, $7)"
 
 
 class Commit(Enum):
@@ -76,14 +78,23 @@ class Outcome(NamedTuple):
 class Store:
     """One connection, made when first needed and dropped when it fails. One call at a time.
 
-    The bytes travel by the event loop and pg8000 makes and reads the messages: a thread for each connection would have
-    to fight the loop for the interpreter lock, which costs more than the whole transaction (docs/benchmarks.md).
+    The bytes travel by the event loop and pg8000 reads the messages: a thread for each connection would have to fight
+    the loop for the interpreter lock, which costs more than the whole transaction (docs/benchmarks.md). `seen` is the
+    process's.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seen: SeenSessions) -> None:
         self._database = database
+        self._seen = seen
         self._connection: pg8000.native.Connection | None = None
+        self._loop = asyncio.get_running_loop()
         self._used = 0.0  # when it was last known to be alive
+        # Of the exchange under way:
+        self._answer: asyncio.Future[Any] | None = None
+        self._context = _context()
+        self._received = bytearray()
+        self._unsent = memoryview(b"")
+        self._waits_to_send = False
 
     async def call(self, what: Call, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
         """Do `what` with the items, in one transaction, and return the outcomes worth telling, by position.
@@ -91,22 +102,25 @@ class Store:
         `until` is a time of the event loop. Raise StoreUnavailable (ConnectionLost when the fate of the transaction is
         unknown) or StatementRefused.
         """
-        statement = call_statement(what, items)
+        unseen = self._seen.unseen(items) if what is Call.INGEST else ()
+        statement = call_statement(what, items, unseen)
         fate_unknown = False
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
+        expiry = None
         try:
-            async with asyncio.timeout_at(until):
-                if self._connection is None or now - self._used > IDLE_S or _has_ended(self._connection):
-                    self.close()
-                    self._connection = await self._connect(until - now)
-                self._used = now
-                if commit is Commit.ALWAYS:
-                    fate_unknown = True
-                    return _outcomes(await self._run(statement))
-                outcomes = _outcomes(await self._run(f"BEGIN; {statement}"))
+            if self._connection is None or now - self._used > IDLE_S:
+                self.close()
+                self._connection = await self._connect(until - now)
+                self._loop.add_reader(self._connection._usock, self._receive)
+            self._used = now
+            expiry = self._loop.call_at(until, self._fail, TimeoutError())
+            if commit is Commit.ALWAYS:
+                fate_unknown = True
+                outcomes = _outcomes(await self._exchange(statement))
+            else:
+                outcomes = _outcomes(await self._exchange(BEGIN, statement))
                 fate_unknown = commit is Commit.ALL_STORED and all(outcome.kind == "duplicate" for outcome in outcomes)
-                await self._run("COMMIT" if fate_unknown else "ROLLBACK")
-                return outcomes
+                await self._exchange(COMMIT if fate_unknown else ROLLBACK)
         except pg8000.native.DatabaseError as error:
             translated = _translated(error)
             if commit is not Commit.ALWAYS or not isinstance(translated, StatementRefused):
@@ -118,16 +132,25 @@ class Store:
         except BaseException:
             self.close()
             raise
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+        if unseen and not outcomes and commit is not Commit.NEVER:
+            self._seen.remember(items)
+        return outcomes
 
     def close(self) -> None:
         """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._loop.remove_reader(connection._usock)
+            self._loop.remove_writer(connection._usock)
+            self._waits_to_send = False
             _drop(connection)
 
     async def _connect(self, timeout_s: float) -> pg8000.native.Connection:
         """Connect, in a thread: pg8000 can only wait. It is not one of the event loop's, which hold up the exit."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         made: asyncio.Future[pg8000.native.Connection] = loop.create_future()
 
         def settle(connection: pg8000.native.Connection | None, error: Exception | None) -> None:
@@ -154,85 +177,126 @@ class Store:
 
         threading.Thread(target=work, name="connect", daemon=True).start()
         try:
-            return await made
+            async with asyncio.timeout(timeout_s):
+                return await made
         except pg8000.native.DatabaseError as error:
             raise StoreUnavailable(_reason(error)) from error
         except Exception as error:
             raise StoreUnavailable(_cause(error)) from error
 
-    async def _run(self, sql: str) -> Any:
-        """Send one simple query and return the first value of its first row. Raise pg8000's errors and OSError."""
+    async def _exchange(self, *statements: bytes) -> Any:
+        """Send them and return the value of the one row that comes back, if one does.
+
+        Raise pg8000's errors and OSError.
+        """
+        self._context = _context()
+        self._received.clear()
+        self._answer = self._loop.create_future()
+        self._unsent = memoryview(b"".join((*statements, wire.SYNC)))
+        self._send()
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+
+    def _send(self) -> None:
+        """Send what the socket takes, and go on when it takes more."""
         connection = self._connection
         assert connection is not None
-        text = sql.encode()
-        unsent = memoryview(b"Q%b%b\0" % ((len(text) + 5).to_bytes(4), text))
-        while unsent:
-            try:
-                unsent = unsent[connection._usock.send(unsent) :]
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
-                await _ready(connection._usock, blocked, writing=True)
-        context = pg8000.core.Context(sql)
-        received = bytearray()
-        while True:
-            try:
-                chunk = connection._usock.recv(65_536)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
-                await _ready(connection._usock, blocked, writing=False)
-                continue
-            if not chunk:
-                told = f": {_reason(context.error)}" if context.error else ""
-                raise pg8000.native.InterfaceError(f"the server closed the connection{told}")
-            received += chunk
-            while len(received) >= 5 and len(received) > (length := int.from_bytes(received[1:5])):
-                code, message = bytes(received[:1]), bytes(received[5 : length + 1])
-                del received[: length + 1]
-                connection.message_types[code](message, context)
-                if code == pg8000.core.READY_FOR_QUERY:
-                    if context.error is not None:
-                        raise context.error
-                    return context.rows[0][0] if context.rows else None
+        try:
+            self._unsent = self._unsent[connection._usock.send(self._unsent) :]
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._fail(error)
+            return
+        if bool(self._unsent) != self._waits_to_send:
+            self._waits_to_send = not self._waits_to_send
+            if self._waits_to_send:
+                self._loop.add_writer(connection._usock, self._send)
+            else:
+                self._loop.remove_writer(connection._usock)
+
+    def _receive(self) -> None:
+        """Read what has come. On an idle connection that is its end, or notice of it: the rest is rare, and no loss."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            chunk = connection._usock.recv(RECEIVE_BYTES)
+            while isinstance(connection._usock, ssl.SSLSocket) and connection._usock.pending():
+                chunk += connection._usock.recv(RECEIVE_BYTES)  # the loop does not see what TLS has read already
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if not chunk or self._answer is None:
+            told = f": {_reason(self._context.error)}" if self._context.error else ""
+            self._fail(pg8000.native.InterfaceError(f"the server closed the connection{told}"))
+            return
+        self._received += chunk
+        try:
+            self._read(connection)
+        except Exception as error:  # noqa: BLE001  # no such message; raised where the answer is awaited
+            self._fail(error)
+
+    def _read(self, connection: pg8000.native.Connection) -> None:
+        """Take the messages that are whole. The last of an exchange is READY_FOR_QUERY."""
+        received = self._received
+        at = 0
+        while len(received) >= at + 5 and len(received) > (end := at + int.from_bytes(received[at + 1 : at + 5])):
+            code, message = bytes(received[at : at + 1]), bytes(received[at + 5 : end + 1])
+            at = end + 1
+            connection.message_types[code](message, self._context)
+            if code == pg8000.core.READY_FOR_QUERY and self._answer is not None and not self._answer.done():
+                if self._context.error is not None:
+                    self._answer.set_exception(self._context.error)
+                else:
+                    self._answer.set_result(_value(self._context))
+        del received[:at]
+
+    def _fail(self, error: Exception) -> None:
+        """The exchange under way, if there is one, cannot be ended; the connection is of no more use."""
+        if self._connection is not None:
+            self.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
 
 
-def call_statement(what: Call, items: Sequence[Any]) -> str:
-    """The SQL that does `what` with the items."""
+def call_statement(what: Call, items: Sequence[Any], unseen: Sequence[bool]) -> bytes:
+    """The statement that does `what` with the items; `unseen` as in SeenSessions.unseen."""
     if what is Call.PING:
-        return "SELECT NULL"
+        return PING
     if what is not Call.INGEST:
-        return f"SELECT {what.value}({literal(to_json(items).decode())})"
-    # A JSON array of numbers, or of quoted text without backslashes, is in braces an array of PostgreSQL's. Columns are
-    # faster than objects to write and to read. None of these values can hold a backslash, nor a quote; but what
-    # keeps SQL out stands here, not in another module's rules.
-    columns = (to_json([item[name] for item in items]).decode()[1:-1].replace("'", "''") for name in COLUMNS)
-    return "SELECT ingest_metrics(" + ",".join(f"'{{{column}}}'" for column in columns) + ")"
+        return wire.statement(f"SELECT {what.value}($1)", [wire.json(to_json(items))])
+    user_ids, timestamps, metric_ids, session_ids, metric_types, values = zip(*items, strict=True)
+    return wire.statement(INGEST, [
+        wire.uuids(user_ids),
+        wire.timestamps(timestamps),
+        wire.uuids(metric_ids),
+        wire.uuids(session_ids),
+        wire.texts(metric_types),
+        wire.floats(values),
+        wire.booleans(unseen),
+    ])  # fmt: skip
 
 
-async def _ready(sock: socket.socket, blocked: OSError, *, writing: bool) -> None:
-    """Wait until the socket can go on; TLS may have to write in order to read, and the other way round."""
-    if isinstance(blocked, ssl.SSLError):
-        writing = isinstance(blocked, ssl.SSLWantWriteError)
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    (loop.add_writer if writing else loop.add_reader)(sock, _wake, future)
-    try:
-        await future
-    finally:
-        (loop.remove_writer if writing else loop.remove_reader)(sock)
+def call(connection: pg8000.native.Connection, what: Call, items: Sequence[Any]) -> list[Outcome]:
+    """Do as Store.call does, on any connection and in its transaction, and wait for it. Raise pg8000's errors."""
+    context = _context()
+    connection._sock.write(call_statement(what, items, [True] * len(items)) + wire.SYNC)
+    connection._sock.flush()
+    connection.handle_messages(context)
+    return _outcomes(_value(context))
 
 
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _context() -> pg8000.core.Context:
+    """What pg8000 puts an answer in: rows of one column, JSON."""
+    return pg8000.core.Context(None, columns=(), input_funcs=(from_json,))
 
 
-def _has_ended(connection: pg8000.native.Connection) -> bool:
-    """Whether something has come on an idle connection: its end, or notice of it. The rest is rare, and no loss."""
-    try:
-        socket.socket.recv(connection._usock, 1, socket.MSG_PEEK)  # beneath TLS, whose own recv cannot peek
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+def _value(context: pg8000.core.Context) -> Any:
+    return context.rows[0][0] if context.rows else None
 
 
 def _drop(connection: pg8000.native.Connection) -> None:
@@ -259,9 +323,6 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
         connection = cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
     else:
         connection = _connect(database, timeout_s)
-    if connection.parameter_statuses.get("standard_conforming_strings") != "on":
-        connection.close()
-        raise pg8000.native.InterfaceError("standard_conforming_strings is off: literals would not be safe")
     return connection
 
 
@@ -308,7 +369,7 @@ def ssl_context(database: Database) -> ssl.SSLContext | bool | None:
     return context
 
 
-def _outcomes(answer: Iterable[dict[str, Any]] | None) -> list[Outcome]:
+def _outcomes(answer: Sequence[dict[str, Any]] | None) -> list[Outcome]:
     return sorted(
         (Outcome(facts["position"] - 1, facts.get("outcome", "registered"), facts) for facts in answer or ()),
         key=lambda outcome: outcome.position,

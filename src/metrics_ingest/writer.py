@@ -17,6 +17,7 @@ from typing import Any
 from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
 from metrics_ingest.limits import drain
 from metrics_ingest.logs import Tally
+from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import settings
 from metrics_ingest.store import Call, Commit, Outcome, Store
 
@@ -211,5 +212,6 @@ def writer() -> Writer:
     gc.freeze()
     gc.set_threshold(50_000)
     chosen = settings()
-    stores = [Store(chosen.database) for _ in range(chosen.write_lanes)]
+    seen = SeenSessions()
+    stores = [Store(chosen.database, seen) for _ in range(chosen.write_lanes)]
     return Writer(stores, chosen.write_queue, chosen.write_timeout_s)

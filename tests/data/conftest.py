@@ -11,15 +11,19 @@ from click.testing import CliRunner, Result
 
 from metrics_ingest.cli import main
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import Call, call_statement, connect
+from metrics_ingest.store import connect
 from processes import query
+
+COLUMNS = ("user_id", "timestamp", "metric_id", "session_id", "metric_type", "value")
 
 
 def ingest(*metrics: dict[str, Any]) -> str:
     """The statement that stores metrics as the functions do; what they leave out is filled in."""
     defaults = {"metric_type": "talked_time", "value": 1}
-    complete = [{"metric_id": str(uuid4()), "session_id": str(uuid4()), **defaults, **metric} for metric in metrics]
-    return call_statement(Call.INGEST, complete)
+    complete = [{"metric_id": uuid4(), "session_id": uuid4(), **defaults, **metric} for metric in metrics]
+    columns = ("{" + ",".join(str(metric[name]) for metric in complete) + "}" for name in COLUMNS)
+    new_sessions = "{" + ",".join("t" for _ in metrics) + "}"
+    return "SELECT store_metrics(" + ", ".join(f"'{column}'" for column in (*columns, new_sessions)) + ")"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import pg8000.dbapi
 import pg8000.exceptions
@@ -16,8 +17,9 @@ import pg8000.native
 import pytest
 import requests
 
+from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import Call, Commit, Store, connect
+from metrics_ingest.store import Call, Commit, Outcome, Store, connect
 from processes import BIN, Postgres, Server, query
 
 INSTANCE = "my-project:europe-west1:metrics"
@@ -95,12 +97,19 @@ def test_with_an_instance_named_the_connector_logs_in(connector: None, database_
         "DATABASE_URL": "postgresql://robot%40my-project.iam@/metrics_db",
     }
     database = read_database(environment)
-    store = Store(database)
-    assert asyncio.run(store.call(Call.INGEST, [], Commit.ALWAYS, time.monotonic() + 5)) == []
+
+    async def ingest() -> list[Outcome]:
+        store = Store(database, SeenSessions())
+        try:
+            row = (uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0)
+            return await store.call(Call.INGEST, [row], Commit.ALWAYS, time.monotonic() + 5)
+        finally:
+            store.close()
+
+    assert [outcome.kind for outcome in asyncio.run(ingest())] == ["unknown_user"]
     instance, driver, user, name, options = Connector.asked
     assert (instance, driver, user, name) == (database_url, "pg8000", "robot@my-project.iam", "metrics_db")
     assert options == {"enable_iam_auth": True, "refresh_strategy": "lazy"}
-    store.close()
 
 
 def test_what_the_connector_raises_is_an_unavailable_store(connector: None) -> None:

@@ -20,7 +20,7 @@ def with_addition(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The database, with further migrations pending: a column, an index, a function replaced."""
     directory = tmp_path / "migrations"
     shutil.copytree(migrations.directory(), directory)
-    ((source,),) = query(database_url, "SELECT pg_get_functiondef('ingest_metrics'::regproc)")
+    ((source,),) = query(database_url, "SELECT pg_get_functiondef('store_metrics'::regproc)")
     (directory / "9001-add-a-column.sql").write_text(
         "ALTER TABLE users ADD COLUMN note varchar NOT NULL DEFAULT '';\n"
         "ALTER TABLE sessions ADD COLUMN note varchar NOT NULL DEFAULT '';\n"

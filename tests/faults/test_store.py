@@ -14,6 +14,7 @@ from faults.mortal import Mortal
 from faults.network import Proxy
 from metrics_ingest import store as store_module
 from metrics_ingest.errors import ConnectionLost, StoreUnavailable
+from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import Call, Commit, Store, connect
 from processes import eventually
@@ -31,7 +32,7 @@ def test_connection_that_was_given_up_is_closed_at_once(mortal: Mortal, proxy: P
     others = f"SELECT FROM pg_stat_activity WHERE datname = '{database.database}'"
 
     async def test() -> None:
-        store = Store(database)
+        store = Store(database, SeenSessions())
         loop = asyncio.get_running_loop()
         await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
         assert len(mortal.run(others)) == 1
@@ -59,7 +60,9 @@ def test_connect_that_nobody_waits_for_any_more(mortal: Mortal, proxy: Proxy) ->
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
-        call = asyncio.ensure_future(Store(database).call(Call.PING, (), Commit.ALWAYS, loop.time() + 60))
+        call = asyncio.ensure_future(
+            Store(database, SeenSessions()).call(Call.PING, (), Commit.ALWAYS, loop.time() + 60)
+        )
         await asyncio.sleep(0.2)
         call.cancel()
         await asyncio.wait_for(loop.shutdown_default_executor(), 1)
@@ -77,7 +80,7 @@ def test_connection_that_was_idle_for_long_is_not_trusted(proxy: Proxy, monkeypa
     monkeypatch.setattr(store_module, "IDLE_S", 0.2)
 
     async def test() -> None:
-        store = Store(read_database({"DATABASE_URL": proxy.url}))
+        store = Store(read_database({"DATABASE_URL": proxy.url}), SeenSessions())
         loop = asyncio.get_running_loop()
         await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
         proxy.forget()
