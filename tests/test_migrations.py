@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yoyo
 
 from metrics_ingest import embedded, migrations
 from metrics_ingest.settings import read_database
@@ -72,6 +73,21 @@ def test_it_applies_rolls_back_and_applies_again(server: Postgres) -> None:
     assert migrations.migrate(database) == names[::-1]
     assert query(url, SCHEMA) == before
     assert migrations.migrate(database) == []
+
+
+def test_each_rollback_brings_back_what_was_before(empty: str) -> None:
+    """Functions with their bodies included; one step at a time, as an operator would go back."""
+    with migrations.open_backend(read_database({"DATABASE_URL": empty})) as backend:
+        every = yoyo.read_migrations(str(migrations.directory()))
+        before = {}
+        for migration in backend.to_apply(every):
+            before[migration.id] = query(empty, SCHEMA)
+            backend.apply_one(migration)
+        assert len(before) > 5
+        for migration in backend.to_rollback(every):
+            backend.rollback_one(migration)
+            left = [row for row in query(empty, SCHEMA) if "yoyo" not in row[1]]
+            assert left == [row for row in before[migration.id] if "yoyo" not in row[1]], migration.id
 
 
 def test_ingest_function_works_on_each_server(server: Postgres) -> None:

@@ -53,7 +53,7 @@ async def echo(request: Request) -> Response:
     """The body, or what of the protocol's is missing."""
     protocol = request.scope["extensions"]["metrics_ingest"]
     body = protocol.take_body(request.scope)
-    return Reply(200, body if body is not None else b"(in pieces) " + await request.body())
+    return Reply(200, (body if body is not None else b"(in pieces) " + await request.body()) or b"nothing")
 
 
 def framework(function: Function) -> Any:

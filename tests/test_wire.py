@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metrics_ingest import wire
+from metrics_ingest import sessions, wire
+from metrics_ingest.metrics import Row
+from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import connect
 from processes import Postgres, Stack
@@ -76,6 +78,19 @@ def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Co
     assert first == second
 
 
+def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that serves for months does not keep them all; what is forgotten is looked for again."""
+    monkeypatch.setattr(sessions, "MOST", 10)
+    seen = SeenSessions()
+    rows: list[Row] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
+    for row in rows:
+        assert seen.unseen([row]) == [True]
+        seen.remember([row])
+        assert seen.unseen([row]) == []
+    assert sum(not seen.unseen([row]) for row in rows) <= 11
+    assert seen.unseen([rows[-1], rows[0]]) == [False, True]
+
+
 def test_session_that_was_seen_and_is_gone_is_made_again(stack: Stack, metric: dict[str, Any]) -> None:
     """As `metrics-ingest user forget` or an operator may remove it under a function that has seen it stored."""
     user = metric["user_id"]
@@ -99,7 +114,11 @@ def test_user_who_was_seen_and_is_gone_is_unknown(stack: Stack, metric: dict[str
 
 
 def test_rejected_metric_makes_no_session(stack: Stack, metric: dict[str, Any]) -> None:
-    wrong = [{**metric, "value": -1}, {**metric, "metric_type": "not_registered"}]
-    for each in wrong:
+    stack.query(
+        "INSERT INTO metric_types (metric_type, kind, aggregation, retired_at)"
+        " VALUES ('retired', 'gauge', 'mean', now()) ON CONFLICT DO NOTHING"
+    )
+    for change in ({"value": -1}, {"metric_type": "not_registered"}, {"metric_type": "retired"}):
+        each = metric | change
         assert stack.send({**each, "session_id": str(uuid4())}).status_code == 422
     assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=metric["user_id"]) == [[0]]
