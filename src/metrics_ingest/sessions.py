@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from metrics_ingest.metrics import Row
 
-MOST = 50_000  # some five megabytes
+MOST = 50_000  # some six megabytes
 
 
 class SeenSessions:

@@ -23,6 +23,7 @@ from metrics_ingest.settings import Database
 
 IDLE_S = 60.0  # firewalls and NATs forget idle connections, some after four minutes, and tell nobody
 RECEIVE_BYTES = 65_536
+NOTHING = memoryview(b"")
 CONNECT_TIMEOUT_S = 5.0  # a first packet that was lost must not cost the whole time that a request has
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
@@ -93,7 +94,7 @@ class Store:
         self._answer: asyncio.Future[Any] | None = None
         self._context = _context()
         self._received = bytearray()
-        self._unsent = memoryview(b"")
+        self._unsent = NOTHING
         self._waits_to_send = False
 
     async def call(self, what: Call, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
@@ -143,7 +144,7 @@ class Store:
         """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._loop.remove_reader(connection._usock)
+            pass
             self._loop.remove_writer(connection._usock)
             self._waits_to_send = False
             _drop(connection)
@@ -189,6 +190,8 @@ class Store:
 
         Raise pg8000's errors and OSError.
         """
+        if self._connection is None:  # since the last exchange of the same call
+            raise pg8000.native.InterfaceError("the connection is closed")
         self._context = _context()
         self._received.clear()
         self._answer = self._loop.create_future()
@@ -204,7 +207,7 @@ class Store:
         connection = self._connection
         assert connection is not None
         try:
-            self._unsent = self._unsent[connection._usock.send(self._unsent) :]
+            self._unsent = self._unsent[connection._usock.send(self._unsent) :] or NOTHING
         except (BlockingIOError, ssl.SSLWantWriteError):
             pass
         except OSError as error:

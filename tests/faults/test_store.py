@@ -6,6 +6,8 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
 
 import pg8000.native
 import pytest
@@ -17,7 +19,7 @@ from metrics_ingest.errors import ConnectionLost, StoreUnavailable
 from metrics_ingest.sessions import SeenSessions
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import Call, Commit, Store, connect
-from processes import eventually
+from processes import eventually, query
 
 
 @pytest.fixture
@@ -89,6 +91,28 @@ def test_connection_that_was_idle_for_long_is_not_trusted(proxy: Proxy, monkeypa
         store.close()
 
     asyncio.run(test())
+
+
+def test_strict_call_that_loses_its_connection_before_the_commit(mortal: Mortal) -> None:
+    """The loop may hear of it between the two exchanges: that is a lost connection, not a defect, and nothing stays."""
+    url = mortal.clone()
+    user, metric_id = uuid4(), uuid4()
+    query(url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+
+    class Cut(Store):
+        async def _exchange(self, *statements: bytes) -> Any:
+            if statements == (store_module.COMMIT,):
+                self._fail(pg8000.native.InterfaceError("the server closed the connection"))
+            return await super()._exchange(*statements)
+
+    async def test() -> None:
+        store = Cut(read_database({"DATABASE_URL": url}), SeenSessions())
+        row = (user.bytes, 0, metric_id.bytes, metric_id.bytes, "talked_time", 1.0)
+        with pytest.raises(StoreUnavailable):
+            await store.call(Call.INGEST, [row], Commit.ALL_STORED, asyncio.get_running_loop().time() + 5)
+
+    asyncio.run(test())
+    assert query(url, "SELECT count(*) FROM metrics") == [[0]]
 
 
 def test_server_that_hangs_up_is_heard_to_the_end() -> None:
