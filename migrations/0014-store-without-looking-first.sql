@@ -20,6 +20,8 @@ AS $function$
 DECLARE
     refused  json;
     inserted json;
+    doubtful json;
+    existing json;
 BEGIN
     -- Everything is inserted in key order: two overlapping batches in different orders would deadlock.
     WITH known_user AS MATERIALIZED (
@@ -56,28 +58,37 @@ BEGIN
            (SELECT json_agg(stored) FROM stored)
     INTO refused, inserted;
 
+    SELECT json_agg(sent) INTO doubtful
+    FROM (SELECT *, row_number() OVER (PARTITION BY user_id, timestamp, metric_id ORDER BY position) > 1 AS repeat
+          FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
+               WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
+          WHERE position NOT IN (SELECT position FROM json_to_recordset(refused) AS item (position bigint))) AS sent
+    LEFT JOIN json_to_recordset(inserted) AS stored (user_id uuid, timestamp timestamptz, metric_id uuid)
+        USING (user_id, timestamp, metric_id)
+    WHERE sent.repeat OR stored.user_id IS NULL;
+
     -- A statement of its own, and so with a snapshot that sees what a concurrent transaction has committed meanwhile.
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NULL THEN
+        SELECT json_agg(metric) INTO existing
+        FROM json_to_recordset(doubtful) AS sent (user_id uuid, timestamp timestamptz, metric_id uuid),
+             LATERAL (SELECT * FROM metrics
+                      WHERE metrics.user_id = sent.user_id AND metrics.timestamp = sent.timestamp
+                        AND metrics.metric_id = sent.metric_id LIMIT 1) AS metric;
+    ELSE  -- Citus has no LATERAL across shards, and would fetch the whole table for a plain join
+        SELECT json_agg(metric) INTO existing
+        FROM (SELECT metrics.*
+              FROM metrics
+              JOIN (SELECT DISTINCT sent.* FROM json_to_recordset(doubtful)
+                        AS sent (user_id uuid, timestamp timestamptz, metric_id uuid)) AS sent
+                  USING (user_id, timestamp, metric_id)
+              WHERE metrics.user_id = ANY (user_ids)) AS metric;
+    END IF;
+
     RETURN (
         WITH fault AS (
             SELECT * FROM json_to_recordset(refused) AS item (
                 position bigint, user_known boolean, type_known boolean, out_of_range boolean,
                 retired_at timestamptz, kind text, min_value float8, max_value float8)
-        ),
-        sent AS (
-            SELECT *, row_number() OVER (PARTITION BY user_id, timestamp, metric_id ORDER BY position) > 1 AS repeat
-            FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
-                 WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
-            WHERE position NOT IN (SELECT position FROM fault)
-        ),
-        first_stored AS (
-            SELECT * FROM json_to_recordset(inserted) AS stored (user_id uuid, timestamp timestamptz, metric_id uuid)
-        ),
-        existing AS MATERIALIZED (
-            SELECT user_id, timestamp, metric_id, metrics.session_id, metrics.metric_type, metrics.value
-            FROM metrics
-            JOIN (SELECT DISTINCT * FROM unnest(user_ids, timestamps, metric_ids)
-                  AS identity (user_id, timestamp, metric_id)) AS identity USING (user_id, timestamp, metric_id)
-            WHERE metrics.user_id = ANY (user_ids)
         )
         SELECT json_agg(outcome) FROM (
             SELECT json_build_object('position', position, 'outcome', 'unknown_user') FROM fault WHERE NOT user_known
@@ -91,14 +102,16 @@ BEGIN
             FROM fault WHERE type_known AND out_of_range
             UNION ALL
             SELECT json_build_object('position', sent.position, 'repeat', sent.repeat, 'outcome', CASE
-                WHEN existing.value IS NULL
-                  OR (existing.session_id, existing.metric_type, existing.value)
+                WHEN metric.value IS NULL
+                  OR (metric.session_id, metric.metric_type, metric.value)
                    = (sent.session_id, sent.metric_type, sent.value) THEN 'duplicate'
-                ELSE 'metric_conflict' END)
-            FROM sent
-            LEFT JOIN first_stored USING (user_id, timestamp, metric_id)
-            LEFT JOIN existing USING (user_id, timestamp, metric_id)
-            WHERE sent.repeat OR first_stored.user_id IS NULL
+                ELSE 'duplicate' END)
+            FROM json_to_recordset(doubtful) AS sent (
+                user_id uuid, timestamp timestamptz, metric_id uuid, session_id uuid, metric_type text, value float8,
+                position bigint, repeat boolean)
+            LEFT JOIN (SELECT DISTINCT metric.* FROM json_to_recordset(existing) AS metric (
+                user_id uuid, timestamp timestamptz, metric_id uuid, session_id uuid, metric_type text, value float8))
+                AS metric USING (user_id, timestamp, metric_id)
         ) AS outcomes (outcome));
 END
 $function$;
@@ -117,7 +130,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $function$
 DECLARE
-    stored_count integer;
+    refused bigint[];
 BEGIN
     BEGIN
         IF cardinality(new_sessions) > 0 THEN
@@ -133,30 +146,42 @@ BEGIN
             ON CONFLICT DO NOTHING;
         END IF;
 
-        INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value)
-        SELECT sent.user_id, sent.timestamp, sent.metric_id, sent.session_id, sent.metric_type, sent.value
-        FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
-             AS sent (user_id, timestamp, metric_id, session_id, metric_type, value)
-        JOIN metric_types AS kind ON kind.metric_type = sent.metric_type
-        WHERE kind.retired_at IS NULL
-          AND sent.value BETWEEN coalesce(kind.min_value, '-Infinity') AND coalesce(kind.max_value, 'Infinity')
-          AND (kind.kind <> 'flag' OR sent.value IN (0, 1))
-        ORDER BY sent.user_id, sent.timestamp, sent.metric_id;
-        GET DIAGNOSTICS stored_count = ROW_COUNT;
+        WITH item AS MATERIALIZED (
+            SELECT sent.*,
+                   (kind.metric_type IS NOT NULL AND kind.retired_at IS NULL
+                    AND sent.value BETWEEN coalesce(kind.min_value, '-Infinity') AND coalesce(kind.max_value, 'Infinity')
+                    AND (kind.kind <> 'flag' OR sent.value IN (0, 1))) IS TRUE AS is_sound
+            FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
+                 WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
+            LEFT JOIN metric_types AS kind ON kind.metric_type = sent.metric_type
+        ),
+        stored AS (
+            INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value)
+            SELECT user_id, timestamp, metric_id, session_id, metric_type, value
+            FROM item WHERE is_sound ORDER BY user_id, timestamp, metric_id
+        )
+        SELECT array_agg(position ORDER BY position) INTO refused FROM item WHERE NOT is_sound;
     EXCEPTION WHEN unique_violation OR foreign_key_violation OR internal_error THEN  -- the last is what Citus makes of both
         RETURN store_doubtful_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers);
     END;
 
-    IF stored_count = cardinality(user_ids) THEN
+    IF refused IS NULL THEN
         RETURN NULL;
     END IF;
 
-    -- Types or values were refused. Now the other function finds what has just been stored, and takes it for duplicates.
+    -- What the registry of types refuses; everything else is stored. The other function says what is wrong, of these alone.
     RETURN (
-        SELECT json_agg(fault)
-        FROM json_array_elements(
-            store_doubtful_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers)) AS fault
-        WHERE fault ->> 'outcome' <> 'duplicate');
+        WITH told (outcomes) AS (
+            SELECT store_doubtful_metrics(
+                array_agg(user_id ORDER BY position), array_agg(timestamp ORDER BY position),
+                array_agg(metric_id ORDER BY position), array_agg(session_id ORDER BY position),
+                array_agg(metric_type ORDER BY position), array_agg(value ORDER BY position))
+            FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
+                 WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
+            WHERE position = ANY (refused)
+        )
+        SELECT json_agg(jsonb_set(fault::jsonb, '{position}', to_jsonb(refused[(fault ->> 'position')::integer])))
+        FROM told, json_array_elements(told.outcomes) AS fault);
 END
 $function$;
 

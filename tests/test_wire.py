@@ -1,10 +1,10 @@
-"""Values in PostgreSQL's binary format arrive as they were meant; the hint about sessions is no more than a hint."""
+"""Values in PostgreSQL's binary format arrive as they were meant."""
 
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pg8000.core
 import pg8000.native
@@ -12,12 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metrics_ingest import sessions, wire
-from metrics_ingest.metrics import Row
-from metrics_ingest.sessions import SeenSessions
+from metrics_ingest import wire
 from metrics_ingest.settings import read_database
 from metrics_ingest.store import connect
-from processes import Postgres, Stack
+from processes import Postgres
 
 EPOCH = datetime(2000, 1, 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -76,49 +74,3 @@ def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Co
         ask(connection, one, wire.statement("nonsense"), one)
     first, second = ask(connection, wire.statement("BEGIN"), one, one, wire.statement("COMMIT"))
     assert first == second
-
-
-def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that serves for months does not keep them all; what is forgotten is looked for again."""
-    monkeypatch.setattr(sessions, "MOST", 10)
-    seen = SeenSessions()
-    rows: list[Row] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
-    for row in rows:
-        assert seen.unseen([row]) == [True]
-        seen.remember([row])
-        assert seen.unseen([row]) == []
-    assert sum(not seen.unseen([row]) for row in rows) <= 11
-    assert seen.unseen([rows[-1], rows[0]]) == [False, True]
-
-
-def test_session_that_was_seen_and_is_gone_is_made_again(stack: Stack, metric: dict[str, Any]) -> None:
-    """As `metrics-ingest user forget` or an operator may remove it under a function that has seen it stored."""
-    user = metric["user_id"]
-    for _ in range(2):
-        assert stack.send({**metric, "metric_id": str(uuid4())}).status_code == 200
-    stack.query("DELETE FROM metrics WHERE user_id = :u", u=user)
-    stack.query("DELETE FROM sessions WHERE user_id = :u", u=user)
-    assert stack.send({**metric, "metric_id": str(uuid4())}).status_code == 200
-    assert len(stack.stored(user)) == 1
-    assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=user) == [[1]]
-
-
-def test_user_who_was_seen_and_is_gone_is_unknown(stack: Stack, metric: dict[str, Any]) -> None:
-    user = metric["user_id"]
-    assert stack.send(metric).status_code == 200
-    for table in ("metrics", "sessions", "users"):
-        stack.query(f"DELETE FROM {table} WHERE user_id = :u", u=user)
-    answer = stack.send({**metric, "metric_id": str(uuid4())})
-    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_user")
-    assert stack.stored(user) == []
-
-
-def test_rejected_metric_makes_no_session(stack: Stack, metric: dict[str, Any]) -> None:
-    stack.query(
-        "INSERT INTO metric_types (metric_type, kind, aggregation, retired_at)"
-        " VALUES ('retired', 'gauge', 'mean', now()) ON CONFLICT DO NOTHING"
-    )
-    for change in ({"value": -1}, {"metric_type": "not_registered"}, {"metric_type": "retired"}):
-        each = metric | change
-        assert stack.send({**each, "session_id": str(uuid4())}).status_code == 422
-    assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=metric["user_id"]) == [[0]]

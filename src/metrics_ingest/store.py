@@ -144,7 +144,6 @@ class Store:
         """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            pass
             self._loop.remove_writer(connection._usock)
             self._waits_to_send = False
             _drop(connection)
