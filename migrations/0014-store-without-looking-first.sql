@@ -105,7 +105,7 @@ BEGIN
                 WHEN metric.value IS NULL
                   OR (metric.session_id, metric.metric_type, metric.value)
                    = (sent.session_id, sent.metric_type, sent.value) THEN 'duplicate'
-                ELSE 'duplicate' END)
+                ELSE 'metric_conflict' END)
             FROM json_to_recordset(doubtful) AS sent (
                 user_id uuid, timestamp timestamptz, metric_id uuid, session_id uuid, metric_type text, value float8,
                 position bigint, repeat boolean)

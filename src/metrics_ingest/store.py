@@ -144,6 +144,7 @@ class Store:
         """Drop the connection, if there is one, without waiting for anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._loop.remove_reader(connection._usock)
             self._loop.remove_writer(connection._usock)
             self._waits_to_send = False
             _drop(connection)
