@@ -1,5 +1,6 @@
 """Storing without looking first: a hint about sessions is no more than that, and the registry is always heard."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -8,7 +9,9 @@ import pytest
 from metrics_ingest import sessions
 from metrics_ingest.metrics import Row
 from metrics_ingest.sessions import SeenSessions
-from processes import Stack
+from metrics_ingest.settings import read_database
+from metrics_ingest.store import connect
+from processes import Stack, eventually, query
 
 
 def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +88,26 @@ def test_rejected_metric_makes_no_session(stack: Stack, metric: dict[str, Any], 
         each = metric | change
         assert stack.send({**each, "session_id": str(uuid4())}).status_code == 422
     assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=metric["user_id"]) == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"), [("users", set()), ("sessions", {"users"}), ("metrics", {"users", "sessions"})]
+)
+def test_tables_are_locked_in_the_order_of_their_keys(database_url: str, held: str, taken: set[str]) -> None:
+    """Users, sessions, metrics, as a migration takes them that alters all three: the other way round they deadlock."""
+    user = uuid4()
+    query(database_url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+    query(database_url, f"INSERT INTO sessions (user_id, session_id, start_time) VALUES ('{user}', '{user}', now())")
+    arguments = (user, "2024-08-08", user, user, "talked_time", "1", "")
+    call = "SELECT store_metrics(" + ", ".join(f"'{{{argument}}}'" for argument in arguments) + ")"
+    waiting = f"SELECT pid FROM pg_locks WHERE NOT granted AND relation = '{held}'::regclass"
+    holder = connect(read_database({"DATABASE_URL": database_url}), 30)
+    holder.run(f"BEGIN; LOCK TABLE {held} IN ACCESS EXCLUSIVE MODE")
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(query, database_url, call)
+        ((pid,),) = eventually(lambda: query(database_url, waiting))
+        locks = query(database_url, f"SELECT relation::regclass::text FROM pg_locks WHERE pid = {pid} AND granted")
+        holder.run("ROLLBACK")
+        assert done.result(10) == [[None]]
+    assert {relation for (relation,) in locks} & {"users", "sessions", "metrics"} == taken
+    holder.close()
