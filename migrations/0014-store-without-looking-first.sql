@@ -132,9 +132,10 @@ AS $function$
 DECLARE
     refused bigint[];
 BEGIN
-    -- Locks the tables in the order of their keys, as a migration does that alters them. Else the keys' checks would take
-    -- them the other way round, and the migration would meet a deadlock, or lose its turn to one, again and again.
-    PERFORM FROM users WHERE false UNION ALL SELECT FROM sessions WHERE false;
+    -- Locks the tables in the order of their keys, sessions as for an insert, as migrations and maintenance do. Else the
+    -- keys' checks would take them the other way round, and those would lose their turns to deadlocks, again and again.
+    PERFORM FROM users WHERE false;
+    DELETE FROM sessions WHERE false;
 
     BEGIN
         IF cardinality(new_sessions) > 0 THEN
