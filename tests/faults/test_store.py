@@ -115,6 +115,24 @@ def test_strict_call_that_loses_its_connection_before_the_commit(mortal: Mortal)
     assert query(url, "SELECT count(*) FROM metrics") == [[0]]
 
 
+def test_answer_that_is_no_message_ends_the_call_at_once(mortal: Mortal) -> None:
+    """Not when its time is up: what is raised in the loop's own callbacks reaches nobody by itself."""
+    database = read_database({"DATABASE_URL": mortal.clone()})
+
+    async def test() -> None:
+        store = Store(database, SeenSessions())
+        loop = asyncio.get_running_loop()
+        await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)
+        assert store._connection is not None
+        store._connection.message_types.clear()  # as if the server spoke of things that nobody knows
+        with pytest.raises(KeyError):
+            await asyncio.wait_for(store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 60), 5)
+        await store.call(Call.PING, (), Commit.ALWAYS, loop.time() + 5)  # on a new connection
+        store.close()
+
+    asyncio.run(test())
+
+
 def test_server_that_hangs_up_is_heard_to_the_end() -> None:
     """Why it does not let anyone in is what its operator must know, not that a goodbye could not be sent."""
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
