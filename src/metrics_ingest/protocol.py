@@ -51,7 +51,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.app = self.config.loaded_app
         super().on_headers_complete()
         # Not the cycle: that refers to the scope, and only the garbage collector would ever part the two.
-        # An object with methods, where uvicorn's types know only dicts: what an extension is, ASGI leaves to the server.
+        # An object with methods, where uvicorn's types know only dicts: ASGI leaves to the server what an extension is.
         self.scope["extensions"] = {"metrics_ingest": self}  # type: ignore[dict-item]
         self._at_work = (*(cycle for cycle in self._at_work if not cycle.response_complete), self.cycle)
 

@@ -240,10 +240,10 @@ class Store:
         self._received += chunk
         try:
             self._read(connection)
-        except Exception as error:  # noqa: BLE001  # whatever pg8000 makes of bytes that are no message: the loop would
-            self._fail(
-                error
-            )  # only log it, and the call wait for its time to run out; so it is raised where that waits
+        except Exception as error:  # noqa: BLE001
+            # Whatever pg8000 makes of bytes that are no message. The loop would only log it, and the call wait for its
+            # time to run out.
+            self._fail(error)
 
     def _read(self, connection: pg8000.native.Connection) -> None:
         """Take the messages that are whole. The last of an exchange is READY_FOR_QUERY."""
