@@ -183,7 +183,7 @@ BEGIN
                 array_agg(metric_type ORDER BY position), array_agg(value ORDER BY position))
             FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
                  WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
-            WHERE position = ANY (refused)
+            JOIN unnest(refused) AS wanted (position) USING (position)
         )
         SELECT json_agg(jsonb_set(fault::jsonb, '{position}', to_jsonb(refused[(fault ->> 'position')::integer])))
         FROM told, json_array_elements(told.outcomes) AS fault);
