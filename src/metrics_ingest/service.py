@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from metrics_ingest import __version__, accepting, logs  # noqa: F401  # accepting for its effect
+import metrics_ingest.accepting  # for its effect
+from metrics_ingest import __version__, logs
 from metrics_ingest.bodies import SMALL, check_structure, gunzip
 from metrics_ingest.cors import Cors, preflight
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
