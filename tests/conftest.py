@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from metrics_ingest.settings import settings
-from processes import Postgres, Server, Stack, function
+from support.console import Console
+from support.processes import Postgres, Server, Stack, function
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +62,27 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.cache_clear()
     yield
     settings.cache_clear()
+
+
+@pytest.fixture
+def console(database_url: str) -> Console:
+    """The command on a database of the test's own."""
+    return Console(database_url)
+
+
+@pytest.fixture
+def filled(console: Console) -> Callable[[str, int], str]:
+    """Store so many metrics of a new user in the month that begins then; return the user's id."""
+
+    def fill(month: str, count: int) -> str:
+        user_id = console.user()
+        console.sql("INSERT INTO sessions SELECT CAST(:u AS uuid), CAST(:u AS uuid), now()", u=user_id)
+        console.sql(
+            "INSERT INTO metrics"
+            " SELECT CAST(:u AS uuid), CAST(:m AS timestamptz) + n * interval '1 second', gen_random_uuid(),"
+            " CAST(:u AS uuid), 'talked_time', n FROM generate_series(1, CAST(:n AS integer)) n",
+            u=user_id, m=month, n=count,
+        )  # fmt: skip
+        return user_id
+
+    return fill

@@ -6,9 +6,12 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest import batch
 from metrics_ingest.errors import RequestRefused
-from metrics_ingest.service import Headers, Reply, Service, idempotency_key
+from metrics_ingest.http.headers import Headers, idempotency_key
+from metrics_ingest.http.replies import Reply
+from metrics_ingest.http.service import Service
+from metrics_ingest.model import batch
+from metrics_ingest.storage.ingest import store
 
 
 @functions_framework.aio.http
@@ -18,7 +21,7 @@ async def ingest(request: Request) -> Response:
 
 async def store_one(body: bytes, headers: Headers) -> Response:
     """A batch of one: the metric is stored when this returns, and the answer says whether it had been before."""
-    report = await batch.store(batch.parse_one(body, idempotency_key(headers)))
+    report = await store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])
     fields = [(b"metric-id", str(UUID(bytes=report.rows[0][2])).encode())]

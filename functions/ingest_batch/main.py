@@ -4,9 +4,12 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest import batch
-from metrics_ingest.service import JSON, NDJSON, Headers, Reply, Service, idempotency_key, media_type
+from metrics_ingest.http.headers import JSON, NDJSON, Headers, idempotency_key, media_type, prefers_strict
+from metrics_ingest.http.replies import Reply, report_body
+from metrics_ingest.http.service import Service
+from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
+from metrics_ingest.storage.ingest import store
 
 
 @functions_framework.aio.http
@@ -17,9 +20,9 @@ async def ingest_batch(request: Request) -> Response:
 async def store_many(body: bytes, headers: Headers) -> Response:
     """Every metric is stored, a duplicate or rejected when this returns; strictly, all of them or none are stored."""
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
-    strict = batch.is_strict(headers)
-    report = await batch.store(parse(body, idempotency_key(headers)), strict=strict)
-    reply = Reply(report.status, report.to_json(), [(b"preference-applied", b"handling=strict")] if strict else ())
+    strict = prefers_strict(headers)
+    report = await store(parse(body, idempotency_key(headers)), strict=strict)
+    reply = Reply(report.status, report_body(report), [(b"preference-applied", b"handling=strict")] if strict else ())
     reply.rejected = report.faults
     return reply
 

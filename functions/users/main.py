@@ -5,8 +5,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest.service import Headers, Reply, Service, idempotency_key
-from metrics_ingest.users import parse, register
+from metrics_ingest.http.headers import Headers, idempotency_key
+from metrics_ingest.http.replies import Reply
+from metrics_ingest.http.service import Service
+from metrics_ingest.model.user import parse
+from metrics_ingest.storage.register import register
 
 
 @functions_framework.aio.http

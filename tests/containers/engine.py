@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from processes import ROOT, eventually, free_port
+from support.processes import ROOT, eventually, free_port
 
 FUNCTIONS = ("ingest", "ingest_batch", "users")
 

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from containers.engine import FUNCTIONS, Compose, docker, inspect, run
-from processes import eventually
+from support.processes import eventually
 
 GREG = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 

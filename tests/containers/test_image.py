@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from containers.engine import FUNCTIONS, Compose, address, answers, docker, inspect, wait_for_200
-from processes import ROOT, eventually
+from support.processes import ROOT, eventually
 
 NO_DATABASE = ("--env", "DATABASE_URL=postgresql://nobody@127.0.0.1/none")
 PUBLISHED = ("--publish", "127.0.0.1::8080")

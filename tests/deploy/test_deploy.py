@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from processes import ROOT
+from support.processes import ROOT
 
 # Answers `describe` by what it was told to create; fails where $GCLOUD_FAILS begins the command.
 GCLOUD = r"""#!/bin/sh

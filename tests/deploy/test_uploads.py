@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT
+from support.processes import ROOT
 
 
 @pytest.fixture

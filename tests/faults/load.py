@@ -12,8 +12,8 @@ from typing import Any, Self
 from uuid import uuid4
 
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import connect
-from processes import query
+from metrics_ingest.storage.driver import connect
+from support.processes import query
 
 TIMESTAMP = "2024-08-08T12:34:56Z"
 

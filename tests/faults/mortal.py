@@ -8,8 +8,8 @@ from contextlib import suppress
 import psutil
 
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import connect
-from processes import Postgres, eventually
+from metrics_ingest.storage.driver import connect
+from support.processes import Postgres, eventually
 
 
 class Mortal(Postgres):

@@ -11,8 +11,8 @@ import psutil
 import requests
 
 from faults.load import Load, locked, metric, post_all, register
-from metrics_ingest.limits import BODY_TIMEOUT_S
-from processes import Server, eventually, query
+from metrics_ingest.server.deadlines import BODY_TIMEOUT_S
+from support.processes import Server, eventually, query
 
 Serve = Callable[..., Server]
 

@@ -8,7 +8,7 @@ import pytest
 
 from faults.load import metric, post_all, register
 from metrics_ingest.settings import read_database
-from processes import Server, query
+from support.processes import Server, query
 
 NEXT_MONTH = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(
     day=1, hour=0, minute=0, second=0, microsecond=0

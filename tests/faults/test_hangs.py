@@ -16,8 +16,8 @@ from faults.load import Answer, Load, metric, post_all, register
 from faults.mortal import Mortal, is_root
 from faults.network import Proxy
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import connect
-from processes import Server, eventually, function, query
+from metrics_ingest.storage.driver import connect
+from support.processes import Server, eventually, function, query
 
 WRITE_TIMEOUT_S = 1.5
 

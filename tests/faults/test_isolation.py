@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from faults.load import locked, metric, post_all, register
-from processes import Server, query
+from support.processes import Server, query
 
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -10,7 +10,7 @@ import pytest
 
 from faults.load import Load, metric, post_all, register
 from faults.mortal import Mortal
-from processes import Server, eventually, query
+from support.processes import Server, eventually, query
 
 KILLS = int(os.environ.get("KILLS", "5"))
 Serve = Callable[..., Server]

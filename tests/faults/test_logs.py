@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from faults.load import locked, metric, post_all, register
-from processes import ROOT, Server, free_port
+from support.processes import ROOT, Server, free_port
 
 Serve = Callable[..., Server]
 KEY = "a-key-that-nobody-should-see"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from faults.load import Load
-from metrics_ingest import migrations
 from metrics_ingest.settings import read_database
-from metrics_ingest.store import connect
-from processes import Server, query
+from metrics_ingest.storage import migrations
+from metrics_ingest.storage.driver import connect
+from support.processes import Server, query
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import psutil
 
 from faults.load import Load, post_all, register
 from faults.load import metric as valid
-from processes import Server, query
+from support.processes import Server, query
 
 SLOW = """
 CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;

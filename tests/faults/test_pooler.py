@@ -13,7 +13,7 @@ import pytest
 from faults.load import Load
 from faults.mortal import Mortal, is_root
 from metrics_ingest.settings import read_database
-from processes import Server, eventually, free_port, query
+from support.processes import Server, eventually, free_port, query
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIGURATION = """

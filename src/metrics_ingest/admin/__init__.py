@@ -1,0 +1,1 @@
+"""The command `metrics-ingest`: what an operator does to the database."""

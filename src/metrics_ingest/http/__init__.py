@@ -1,0 +1,1 @@
+"""What every function does around its own work: headers, keys, bodies, replies and errors."""

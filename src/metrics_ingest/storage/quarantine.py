@@ -1,0 +1,106 @@
+"""What is refused is kept for a while, to be looked at and, its cause mended, stored (`metrics-ingest rejected`).
+
+It is a courtesy within bounds: the answer waits for it, since nothing may be left to do afterwards, but a quarter of a
+second at most; a flood fills no disk; and whatever goes wrong here changes no answer.
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import from_json, to_json
+
+from metrics_ingest.errors import Fault, IngestError
+from metrics_ingest.settings import settings
+from metrics_ingest.storage.operations import Operation
+from metrics_ingest.storage.writer import writer
+
+PAYLOAD_BYTES = 8_192
+DETAIL_CHARACTERS = 500
+PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
+PATIENCE_S = 0.25
+
+logger = logging.getLogger(__name__)
+
+Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request; None is the whole body
+
+
+class Allowance:
+    """A token bucket: BURST at once, PER_S for ever."""
+
+    def __init__(self) -> None:
+        self._left = BURST
+        self._at = time.monotonic()
+
+    def take(self, wanted: int) -> int:
+        """How many of `wanted` may be kept now."""
+        now = time.monotonic()
+        self._left = min(BURST, self._left + (now - self._at) * PER_S)
+        self._at = now
+        granted = min(wanted, int(self._left))
+        self._left -= granted
+        return granted
+
+
+@cache
+def allowance() -> Allowance:
+    """This process's."""
+    return Allowance()
+
+
+async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
+    """Keep the refused metrics of a request, as many as may be. Raise nothing."""
+    if not settings().keep_rejected or not (granted := allowance().take(len(faults))):
+        return
+    positions = sorted(faults, key=lambda position: -1 if position is None else position)[:granted]
+    try:
+        rows = [
+            _row(route, key_name, payload, faults[position])
+            for position, payload in zip(positions, _payloads(body, ndjson, positions), strict=True)
+        ]
+        async with asyncio.timeout(PATIENCE_S):
+            await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=PATIENCE_S)
+    except (TimeoutError, IngestError, ValueError, LookupError) as error:
+        logger.warning(
+            "%d rejected metrics are not kept: %s", len(positions), getattr(error, "reason", type(error).__name__)
+        )
+
+
+def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
+    return {
+        "route": route,
+        "key_name": key_name,
+        "codes": list(dict.fromkeys(fault.code for fault in faults)),
+        "detail": faults[0].detail[:DETAIL_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id and _is_uuid(fault.metric_id)), None),
+        "payload": base64.b64encode(payload[:PAYLOAD_BYTES]).decode(),
+        "payload_bytes": len(payload),
+    }
+
+
+def _payloads(body: bytes, ndjson: bool, positions: Sequence[int | None]) -> Iterator[bytes]:
+    """What was sent at each position: a line as it stood, an item of a JSON document written anew."""
+    items: Any = None
+    for position in positions:
+        if position is None:
+            yield body
+        elif ndjson:
+            items = items or [line for line in map(bytes.strip, body.split(b"\n")) if line]
+            yield items[position]
+        else:
+            if items is None:
+                items = from_json(body)
+                items = items["metrics"] if isinstance(items, dict) else items
+            yield to_json(items[position], inf_nan_mode="constants")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return bool(UUID(text))
+    except ValueError:
+        return False

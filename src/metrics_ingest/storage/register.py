@@ -1,0 +1,12 @@
+"""Registering the users whom metrics belong to."""
+
+from typing import Any
+
+from metrics_ingest.storage.operations import Operation
+from metrics_ingest.storage.writer import writer
+
+
+async def register(user: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Store the user; return it with its created_at, and whether it is new. Raise what Writer.write raises."""
+    (outcome,) = await writer().write(Operation.REGISTER_USERS, [user])
+    return {**user, "created_at": outcome.facts["created_at"]}, outcome.facts["created"]

@@ -1,0 +1,294 @@
+"""What a request may cost: bodies that grow when they are unpacked or parsed, heads without an end, and memory."""
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from metrics_ingest.errors import Overloaded, RequestRefused
+from metrics_ingest.http.bodies import MEMBERS, check_structure, gunzip
+from metrics_ingest.http.headers import combined
+from metrics_ingest.http.replies import Reply
+from metrics_ingest.http.service import LARGE_BODIES, Service
+from support.processes import Postgres, Server, Stack, eventually, function, in_a_new_process
+from support.raw import exchange, post
+
+LIMIT = 10_485_760
+MIB = 1 << 20
+GREW_AT_MOST = 24  # times MAX_BODY_BYTES, for one request at a time: SECURITY.md, Limits
+
+
+def repeated(unit: bytes, start: bytes = b"[", end: bytes = b"]", separator: bytes = b",") -> bytes:
+    """A body of the size limit, of nothing but the unit."""
+    times = (LIMIT - len(start) - len(end) + len(separator)) // (len(unit) + len(separator))
+    return start + separator.join([unit] * times) + end
+
+
+def unknown_keys(count: int) -> bytes:
+    return b"{" + b",".join(b'"%x":1' % number for number in range(count)) + b"}"
+
+
+# Each with the answer, and what it grew the process by before there were limits (MiB).
+HEAVY: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "empty arrays": (lambda: repeated(b"[]"), "ingest_batch", "too_many_metrics"),  # 501
+    "empty objects": (lambda: repeated(b"{}"), "ingest_batch", "too_many_metrics"),  # 510
+    "numbers": (lambda: repeated(b"1"), "ingest_batch", "too_many_metrics"),  # 328
+    "numbers in an envelope": (lambda: repeated(b"1", b'{"metrics":[', b"]}"), "ingest_batch", "too_many_metrics"),
+    "nests": (lambda: repeated(b"[" * 150 + b"]" * 150), "ingest_batch", "too_many_metrics"),  # 1,492
+    "deeper nests": (lambda: repeated(b"", b"[" * (LIMIT // 2), b"]" * (LIMIT // 2)), "ingest_batch", "malformed_json"),
+    "a million keys": (lambda: unknown_keys(1_000_000), "ingest", "payload_too_large"),  # 1,634, and 23 s
+    "a million keys of a user": (lambda: unknown_keys(1_000_000), "users", "payload_too_large"),
+    "one key a million times": (lambda: repeated(b'"value":1', b"{", b"}"), "ingest", "payload_too_large"),
+    "a wide string": (lambda: '{"x":"😀'.encode() + b"a" * (LIMIT - 12) + b'"}', "ingest", "missing_field"),  # 250
+    "a wide name": (lambda: '{"name":"😀'.encode() + b"a" * (LIMIT - 15) + b'"}', "users", "invalid_field"),  # 100
+    "a string of escapes": (lambda: repeated(b"\\u0041", b'{"metric_type":"', b'"}', b""), "ingest", "missing_field"),
+    "a long number": (lambda: repeated(b"9", b'{"value":', b"}", b""), "ingest", "malformed_json"),
+    "blanks": (lambda: b" " * LIMIT, "ingest", "malformed_json"),
+    "metrics of unknown keys": (
+        lambda: b"[" + b",".join([unknown_keys(12)] * 10_000) + b"]",
+        "ingest_batch",
+        "",
+    ),  # 391
+    "long texts": (
+        lambda: b"[" + b",".join([b'{"user_id":"%s"}' % (b"a" * 1_000)] * 10_000) + b"]",
+        "ingest_batch",
+        "",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def own(postgres: Postgres) -> Iterator[dict[str, Server]]:
+    """Functions of this module's own: their memory is measured."""
+    url = postgres.clone()
+    with function("ingest", url) as one, function("ingest_batch", url) as many, function("users", url) as users:
+        yield {"ingest": one, "ingest_batch": many, "users": users}
+        for server in (one, many, users):
+            assert "internal error" not in server.log
+
+
+class Peak:
+    """The most memory that a server's processes have had since (Linux: VmHWM, which can be reset)."""
+
+    def __init__(self, server: Server) -> None:
+        (self._worker,) = psutil.Process(server.process.pid).children()
+        self._before = self._read()
+
+    def _read(self) -> int:
+        with open(f"/proc/{self._worker.pid}/clear_refs", "w") as reset:  # noqa: PTH123  # not a file to replace
+            reset.write("5")
+        return int(self._worker.memory_info().rss)
+
+    @property
+    def growth(self) -> int:
+        """In bytes."""
+        with open(f"/proc/{self._worker.pid}/status") as status:  # noqa: PTH123
+            peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return peak * 1024 - self._before
+
+
+@pytest.mark.parametrize("name", HEAVY)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_memory_grows_by_a_known_multiple_of_the_limit(own: dict[str, Server], name: str, packed: bool) -> None:
+    make, target, code = HEAVY[name]
+    body = make()
+    headers = {"Content-Type": "application/json"}
+    if packed:
+        body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+    server = own[target]
+    peak, start = Peak(server), time.monotonic()
+    answer = requests.post(f"{server.url}/{target}/", data=body, headers=headers, timeout=60)
+    assert answer.json().get("code", "") == code, answer.text[:300]
+    assert peak.growth < GREW_AT_MOST * LIMIT, f"{peak.growth / MIB:.0f} MiB"
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("body", [b"\n" * LIMIT, b"12\n" * (LIMIT // 3), b"\n".join([unknown_keys(12)] * 10_000)])
+def test_lines_are_counted_before_they_are_cut(own: dict[str, Server], body: bytes) -> None:
+    server = own["ingest_batch"]
+    peak = Peak(server)
+    answer = requests.post(server.url, data=body, headers={"Content-Type": "application/x-ndjson"}, timeout=60)
+    assert answer.status_code in (413, 422)
+    assert peak.growth < GREW_AT_MOST * LIMIT, f"{peak.growth / MIB:.0f} MiB"
+
+
+def test_many_large_bodies_at_once_have_a_limit_together(own: dict[str, Server]) -> None:
+    """Each sender stops a byte short of the end of a body of the size limit."""
+    server = own["ingest"]
+    peak = Peak(server)
+    whole = post("/ingest/", b'{"x":"' + b"a" * (LIMIT - 8) + b'"}')
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(2 * LARGE_BODIES)]
+    try:
+        refused = []
+        for connection in connections:
+            connection.setblocking(True)
+            try:
+                connection.sendall(whole[:-1])
+                connection.settimeout(0.3)
+                refused.append(connection.recv(12))
+            except TimeoutError:
+                refused.append(b"waits")
+        assert refused.count(b"waits") == LARGE_BODIES
+        assert refused.count(b"HTTP/1.1 503") == LARGE_BODIES
+        assert peak.growth < GREW_AT_MOST * LIMIT, f"{peak.growth / MIB:.0f} MiB"
+        # Small ones are none of these, and the others are answered when they are whole.
+        assert requests.post(server.url, json={}, timeout=10).status_code == 422
+        waiting = [connection for connection, answer in zip(connections, refused, strict=True) if answer == b"waits"]
+        for connection in waiting:
+            connection.settimeout(20)
+            connection.sendall(whole[-1:])
+            assert connection.recv(12) == b"HTTP/1.1 422"
+    finally:
+        for connection in connections:
+            connection.close()
+    assert requests.post(server.url, data=whole.partition(b"\r\n\r\n")[2], timeout=20).status_code == 422
+
+
+@pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1])
+@pytest.mark.parametrize("way", ["plain", "chunked", "gzip", "gzip, chunked"])
+def test_size_limit_is_exact_sent_and_unpacked(own: dict[str, Server], size: int, way: str) -> None:
+    body = b'{"x":"' + b"a" * (size - 8) + b'"}'
+    headers = {"Content-Type": "application/json"}
+    if "gzip" in way:
+        body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+    data: Any = iter([body[:70_000], body[70_000:]]) if "chunked" in way else body
+    answer = requests.post(own["ingest"].url, data=data, headers=headers, timeout=30)
+    assert answer.json()["code"] == ("missing_field" if size <= LIMIT else "payload_too_large")
+
+
+def test_declared_size_is_refused_before_the_body_comes(own: dict[str, Server]) -> None:
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\n\r\n".encode()
+    assert exchange(own["ingest"].port, head, wait_s=5).startswith(b"HTTP/1.1 413 ")
+
+
+def test_bomb_is_defused_while_it_unpacks(own: dict[str, Server]) -> None:
+    """A quarter of a gigabyte of blanks, in a quarter of a megabyte."""
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(packer.compress(b" " * MIB) for _ in range(256)) + packer.flush()
+    server = own["ingest"]
+    peak = Peak(server)
+    answer = requests.post(server.url, data=bomb, headers={"Content-Encoding": "gzip"}, timeout=30)
+    assert answer.json()["code"] == "payload_too_large"
+    assert peak.growth < 6 * LIMIT
+
+
+REFUSED = RequestRefused.__new__(RequestRefused)
+
+
+@pytest.mark.parametrize(
+    ("packed", "reason"),
+    [
+        (gzip.compress(b"{}")[:-1], "too early"),
+        (gzip.compress(b"{}") + b"x", "too early"),
+        (gzip.compress(b"{}") + b"\0" * 512, "incorrect header"),
+        (b"\x1f\x8b", "too early"),
+        (b"{}", "incorrect header"),
+        (b"", "too early"),
+        (zlib.compress(b"{}"), "incorrect header"),
+        (gzip.compress(b"{}")[:-8] + bytes(8), "incorrect data check"),
+        (gzip.compress(b"") * (MEMBERS + 1), "members"),
+    ],
+)
+def test_broken_gzip_is_malformed(packed: bytes, reason: str) -> None:
+    with pytest.raises(RequestRefused, match=reason) as caught:
+        gunzip(packed, 100, REFUSED)
+    assert caught.value.code == "malformed_json"
+
+
+def test_members_are_one_body_and_cost_linear_time() -> None:
+    parts = [b'{"a":', b"", b"1}"]
+    assert gunzip(b"".join(map(gzip.compress, parts)), 100, REFUSED) == b'{"a":1}'
+    start = time.monotonic()
+    gunzip(gzip.compress(b" ") * (MEMBERS - 1) + gzip.compress(bytes(range(256)) * 30_000, 0), LIMIT, REFUSED)
+    assert time.monotonic() - start < 2
+
+
+def test_body_in_many_pieces_is_read_in_linear_time(library: None) -> None:
+    async def handler(body: bytes, headers: Any) -> Reply:
+        return Reply(200, str(len(body)).encode())
+
+    pieces = iter([{"type": "http.request", "body": b" ", "more_body": i < 999_999} for i in range(1_000_000)])
+
+    async def receive() -> Any:
+        return next(pieces)
+
+    from starlette.requests import Request
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    start = time.monotonic()
+    answer = asyncio.run(in_a_new_process(Service("ingest", handler).respond(Request(scope, receive))))
+    assert answer.body == b"1000000"
+    assert time.monotonic() - start < 5
+
+
+def test_repeated_header_fields_cost_linear_time() -> None:
+    raw = [(b"h%d" % number, b"1") for number in range(20_000)]
+    start = time.monotonic()
+    assert combined([*raw, *raw])[b"h7"] == b"1, 1"
+    assert time.monotonic() - start < 1
+
+
+def test_batch_with_more_fields_than_known_is_still_told_of_each() -> None:
+    check_structure(json.dumps([{f"k{i}": i for i in range(10)}] * 10_000).encode(), 10_000)
+
+
+def test_overloaded_is_what_a_large_body_meets_when_there_is_no_room(library: None) -> None:
+    async def handler(body: bytes, headers: Any) -> Reply:
+        raise AssertionError
+
+    service = Service("ingest", handler)
+    with service._hold() as take:
+        take(LARGE_BODIES * LIMIT)
+        with pytest.raises(Overloaded), service._hold() as another:
+            another(1)
+    with service._hold() as take:
+        take(LARGE_BODIES * LIMIT)
+
+
+FLOODS = {
+    "a header without an end": b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000_000,
+    "headers without an end": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 7_000_000,
+    "a name without an end": b"GET / HTTP/1.1\r\n" + b"X" * 40_000_000,
+    "a path without an end": b"GET /" + b"a" * 40_000_000,
+    "a method without an end": b"G" * 40_000_000,
+    "trailers without an end": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    + b"X: y\r\n" * 7_000_000,
+    "an extension without an end": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 40_000_000,
+    "requests without an end": b"GET / HTTP/1.1\r\n\r\n" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_flood_before_a_request_is_cut_off(own: dict[str, Server], name: str) -> None:
+    server = own["ingest"]
+    peak = Peak(server)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        try:
+            connection.sendall(FLOODS[name])
+        except ConnectionError:
+            pass
+        else:
+            pytest.fail("all of it was taken")
+    eventually(lambda: requests.get(server.url, timeout=5).ok)
+    assert peak.growth < 16 * MIB, f"{peak.growth / MIB:.0f} MiB"
+
+
+def test_ordinary_heads_and_pipelines_pass(stack: Stack) -> None:
+    many = "".join(f"X-{number}: {'v' * 100}\r\n" for number in range(300))
+    head = f"GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n".encode()
+    assert exchange(stack.ingest.port, head).startswith(b"HTTP/1.1 200 ")
+    ten = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 9 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", stack.ingest.port), timeout=10) as connection:
+        connection.sendall(ten)
+        received = b""
+        while piece := connection.recv(65_536):
+            received += piece
+    assert received.count(b"HTTP/1.1 200 OK") == 10

@@ -1,0 +1,87 @@
+"""The OpenAPI document: it is what the code says, valid, complete, and to be looked at without the internet."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from openapi_spec_validator import validate
+
+from metrics_ingest.errors import CODES
+from metrics_ingest.http import openapi
+from support.processes import ROOT, Postgres, Server, free_port
+
+DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def emulator(postgres: Postgres) -> Iterator[str]:
+    port = free_port()
+    environment = {"DATABASE_URL": postgres.clone(), "PORT": str(port)}
+    server = Server([sys.executable, "-m", "metrics_ingest.local.emulator"], environment, port)
+    try:
+        server.wait_until_ready()
+        yield server.url
+    finally:
+        server.close()
+
+
+def test_kept_document_is_the_generated_one() -> None:
+    """If not: python -m metrics_ingest.http.openapi > docs/openapi.json."""
+    assert (ROOT / "docs" / "openapi.json").read_text() == openapi.to_text()
+
+
+def test_document_is_valid() -> None:
+    validate(DOCUMENT)
+    assert DOCUMENT["openapi"].startswith("3.1.")
+
+
+def test_every_function_has_its_operations() -> None:
+    functions = sorted(path.parent.name for path in (ROOT / "functions").glob("*/main.py"))
+    assert {path: set(operations) for path, operations in DOCUMENT["paths"].items()} == {
+        path: methods
+        for name in functions
+        for path, methods in ((f"/{name}/", {"get", "post"}), (f"/{name}/health", {"get"}))
+    }
+
+
+def test_every_code_is_in_the_document_under_its_status() -> None:
+    for code, status in CODES.items():
+        assert code in DOCUMENT["components"]["responses"][f"Problem{status.value}"]["description"]
+    assert DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"] == list(CODES)
+
+
+def test_examples_are_accepted(stack: Any) -> None:
+    for name in ("users", "ingest", "ingest_batch"):
+        for media_type, content in DOCUMENT["paths"][f"/{name}/"]["post"]["requestBody"]["content"].items():
+            examples = content.get("examples", {"only": {"value": content.get("example")}})
+            for example in (one["value"] for one in examples.values()):
+                body = example if isinstance(example, str) else json.dumps(example)
+                headers = {"Content-Type": media_type}
+                answer = requests.post(getattr(stack, name).url, data=body, headers=headers, timeout=10)
+                assert answer.status_code in (200, 201), answer.text
+
+
+def test_emulator_serves_the_document(emulator: str) -> None:
+    answer = requests.get(f"{emulator}/openapi.json", timeout=10)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json() == DOCUMENT
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/"])
+def test_page_brings_all_it_needs(emulator: str, path: str) -> None:
+    page = requests.get(emulator + path, timeout=10)
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "//" not in page.text  # nothing from elsewhere
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        answer = requests.get(emulator + asset, timeout=10)
+        assert (answer.status_code, len(answer.content) > 500) == (200, True), asset
+
+
+@pytest.mark.parametrize("path", ["/docs/nothing", "/docs/..%2f..%2fflask_swagger_ui.py", "/openapi.json/x"])
+def test_page_has_nothing_else(emulator: str, path: str) -> None:
+    answer = requests.get(emulator + path, timeout=10)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

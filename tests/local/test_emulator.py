@@ -1,0 +1,168 @@
+"""`make run`: the cloud on one port, and what it says when it cannot."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from support.problems import check_problem
+from support.processes import Server, eventually, free_port
+
+USER = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
+# The documented request of the service that this one replaces, to the byte.
+ORIGINAL = (
+    b'{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time",'
+    b'"value":12.34,"timestamp":"2024-08-08T12:34:56Z"}'
+)
+Emulate = Callable[..., Server]
+
+
+@pytest.fixture
+def emulate(tmp_path: Path) -> Iterator[Emulate]:
+    """Start the emulator in a directory of the test's own."""
+    with ExitStack() as stack:
+
+        def start(**environment: str) -> Server:
+            port = int(environment.setdefault("PORT", str(free_port())))
+            command = ["sh", "-c", f"cd {tmp_path} && exec {sys.executable} -m metrics_ingest.local.emulator"]
+            server = Server(command, environment, port)
+            stack.callback(server.close)
+            server.wait_until_ready()
+            return server
+
+        yield start
+
+
+def failure(environment: dict[str, str], directory: Path | None = None) -> str:
+    """The one line that the emulator ends with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "metrics_ingest.local.emulator"],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def register(server: Server) -> None:
+    user = {"user_id": USER, "name": "Greg", "email": "greg@gmail.com"}
+    assert requests.post(f"{server.url}/users/", json=user, timeout=10).status_code == 201
+
+
+def test_every_function_is_served_by_its_path(emulate: Emulate) -> None:
+    server = emulate()
+    register(server)
+    headers = {"Content-Type": "application/json"}
+    for path in ("/ingest/", "/ingest"):
+        answer = requests.post(server.url + path, data=ORIGINAL, headers=headers, timeout=10, allow_redirects=False)
+        assert (answer.status_code, answer.content) == (200, b'{"message":"Metric stored successfully!"}')
+    for path in ("/ingest_batch/", "/ingest_batch"):
+        answer = requests.post(server.url + path, data=b"[%b]" % ORIGINAL, timeout=10, allow_redirects=False)
+        assert (answer.status_code, answer.json()["stored"]) == (200, 1)
+    for name in ("ingest", "ingest_batch", "users"):
+        assert requests.get(f"{server.url}/{name}/", timeout=10).json()["function"] == name
+        assert requests.get(f"{server.url}/{name}/health", timeout=10).json()["database"] == "ok"
+    for path in ("/nothing", "/ingestion/", "//"):
+        check_problem(requests.post(server.url + path, data=b"{}", timeout=10), "not_found")
+    assert "metrics-ingest is ready" in server.log
+
+
+def test_data_survives_a_restart_which_takes_a_moment(emulate: Emulate) -> None:
+    first = emulate()
+    register(first)
+    first.stop()
+    began = time.monotonic()
+    second = emulate()
+    print(f"second start to the first answer: {time.monotonic() - began:.2f} s")  # noqa: T201  # a figure, no claim
+    answer = requests.post(f"{second.url}/ingest/", data=ORIGINAL, timeout=10)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_all_of_it(emulate: Emulate, number: signal.Signals) -> None:
+    server = emulate()
+    family = [server.process.pid, *(child.pid for child in psutil.Process(server.process.pid).children(recursive=True))]
+    family += [p.pid for p in psutil.process_iter() if _runs_in(p, Path(psutil.Process(server.process.pid).cwd()))]
+    assert len(set(family)) > 1
+    os.kill(server.process.pid, number)
+    assert server.process.wait(15) == 0
+    eventually(lambda: not any(map(psutil.pid_exists, family)))
+    assert "Traceback" not in server.log
+
+
+def _runs_in(process: psutil.Process, directory: Path) -> bool:
+    """Whether it is the PostgreSQL that has its data below the directory."""
+    try:
+        return f"{directory}/.local/data" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_database_url_is_used_instead_of_an_embedded_one(emulate: Emulate, database_url: str, tmp_path: Path) -> None:
+    server = emulate(DATABASE_URL=database_url)
+    register(server)
+    assert not (tmp_path / ".local").exists()
+    assert 'psql "$DATABASE_URL"' in server.log
+
+
+def test_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = failure({"PORT": str(port)})
+    assert line.startswith(f"metrics-ingest: cannot listen on 127.0.0.1:{port}")
+    assert "make run PORT=" in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PORT": "many"}, "PORT must be a number"),
+        ({"DATABASE_URL": "mysql://x@y/z"}, "DATABASE_URL must begin with postgresql://"),
+        (
+            {"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/d"},
+            "DATABASE_URL: cannot use the database at 127.0",
+        ),
+        ({"MAX_BATCH": "-1"}, "MAX_BATCH must be"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_setting_is_one_clear_line(environment: dict[str, str], expected: str) -> None:
+    line = failure({"PORT": str(free_port()), "DATABASE_URL": "postgresql://u@127.0.0.1:1/d"} | environment)
+    assert line.startswith(f"metrics-ingest: {expected}")
+    assert "secret" not in line
+
+
+def test_second_emulator_on_the_same_data_is_refused(emulate: Emulate, tmp_path: Path) -> None:
+    first = emulate()
+    assert "is `make run` running already?" in failure({"PORT": str(free_port())}, tmp_path)
+    assert requests.get(f"{first.url}/ingest/health", timeout=10).status_code == 200
+
+
+def test_python_that_is_too_old_is_one_clear_line(tmp_path: Path) -> None:
+    old = tmp_path / "python3.8"
+    old.write_text('#!/bin/sh\ncase "$1" in -V) echo Python 3.8.18;; *) exit 1;; esac\n')
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements-dev.lock"):
+        (tmp_path / name).write_bytes((Path(__file__).parents[2] / name).read_bytes())
+    done: Any = subprocess.run(
+        ["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("metrics-ingest: Python 3.11 or newer is needed")
+    assert "Python 3.8.18" in done.stderr

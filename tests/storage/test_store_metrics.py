@@ -1,0 +1,122 @@
+"""Storing without looking first: a hint about sessions is no more than that, and the registry is always heard."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from metrics_ingest.model.metric import Row
+from metrics_ingest.settings import read_database
+from metrics_ingest.storage import seen_sessions as sessions
+from metrics_ingest.storage.driver import connect
+from metrics_ingest.storage.seen_sessions import SeenSessions
+from support.processes import Stack, eventually, query
+
+
+def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that serves for months does not keep them all; what is forgotten is looked for again."""
+    monkeypatch.setattr(sessions, "MOST", 10)
+    seen = SeenSessions()
+    rows: list[Row] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
+    for row in rows:
+        assert seen.unseen([row]) == [True]
+        seen.remember([row])
+        assert seen.unseen([row]) == []
+    assert sum(not seen.unseen([row]) for row in rows) <= 11
+    assert seen.unseen([rows[-1], rows[0]]) == [False, True]
+
+
+def test_session_that_was_seen_and_is_gone_is_made_again(stack: Stack, metric: dict[str, Any]) -> None:
+    """As `metrics-ingest user forget` or an operator may remove it under a function that has seen it stored."""
+    user = metric["user_id"]
+    for _ in range(2):
+        assert stack.send({**metric, "metric_id": str(uuid4())}).status_code == 200
+    stack.query("DELETE FROM metrics WHERE user_id = :u", u=user)
+    stack.query("DELETE FROM sessions WHERE user_id = :u", u=user)
+    assert stack.send({**metric, "metric_id": str(uuid4())}).status_code == 200
+    assert len(stack.stored(user)) == 1
+    assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=user) == [[1]]
+
+
+def test_user_who_was_seen_and_is_gone_is_unknown(stack: Stack, metric: dict[str, Any]) -> None:
+    user = metric["user_id"]
+    assert stack.send(metric).status_code == 200
+    for table in ("metrics", "sessions", "users"):
+        stack.query(f"DELETE FROM {table} WHERE user_id = :u", u=user)
+    answer = stack.send({**metric, "metric_id": str(uuid4())})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_user")
+    assert stack.stored(user) == []
+
+
+@pytest.fixture(scope="module")
+def retired(stack: Stack) -> str:
+    stack.query(
+        "INSERT INTO metric_types (metric_type, kind, aggregation, retired_at) VALUES ('old', 'gauge', 'mean', now())"
+    )
+    return "old"
+
+
+REFUSED = [
+    *(("not_registered", value, "unknown_metric_type") for value in (0, 1, 0.5, -1e300)),
+    *(("old", value, "unknown_metric_type") for value in (0, 1, 0.5)),
+    ("speaker_used", 0.5, "value_out_of_range"),
+    ("speaker_used", 2, "value_out_of_range"),
+    ("voice_sentiment", 1.0000000001, "value_out_of_range"),
+    ("talked_time", -1e-300, "value_out_of_range"),
+]
+
+
+@pytest.mark.parametrize(("metric_type", "value", "code"), REFUSED)
+def test_registry_refuses_though_the_session_is_there(
+    stack: Stack, metric: dict[str, Any], retired: str, metric_type: str, value: float, code: str
+) -> None:
+    """What stands in the way then is the registry alone; and what goes along is stored, and told of as such."""
+    assert stack.send(metric).status_code == 200
+    wrong = {**metric, "metric_id": str(uuid4()), "metric_type": metric_type, "value": value}
+    answer = stack.send(wrong)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    sound = [{**metric, "metric_id": str(uuid4())} for _ in range(2)]
+    told = stack.send_batch([sound[0], wrong, sound[1]]).json()
+    assert (told["stored"], told["duplicates"], told["rejected"]) == (2, 0, 1)
+    assert [(error["index"], error["code"]) for error in told["errors"]] == [(1, code)]
+    assert len(stack.stored(metric["user_id"])) == 3
+
+
+def test_rejected_metric_makes_no_session(stack: Stack, metric: dict[str, Any], retired: str) -> None:
+    for change in ({"value": -1}, {"metric_type": "not_registered"}, {"metric_type": retired}):
+        each = metric | change
+        assert stack.send({**each, "session_id": str(uuid4())}).status_code == 422
+    assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=metric["user_id"]) == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        ("users", set()),
+        ("sessions", {"users AccessShareLock"}),
+        ("metrics", {"users AccessShareLock", "sessions RowExclusiveLock"}),
+    ],
+)
+def test_tables_are_locked_in_the_order_of_their_keys(database_url: str, held: str, taken: set[str]) -> None:
+    """Users, sessions, metrics, as migrations and maintenance do: the other way round they deadlock."""
+    user = uuid4()
+    query(database_url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+    query(database_url, f"INSERT INTO sessions (user_id, session_id, start_time) VALUES ('{user}', '{user}', now())")
+    arguments = (user, "2024-08-08", user, user, "talked_time", "1", "")
+    call = "SELECT store_metrics(" + ", ".join(f"'{{{argument}}}'" for argument in arguments) + ")"
+    waiting = f"SELECT pid FROM pg_locks WHERE NOT granted AND relation = '{held}'::regclass"
+    held_by = (
+        "SELECT relation::regclass || ' ' || mode FROM pg_locks WHERE pid = {pid} AND granted"
+        " AND relation::regclass::text IN ('users', 'sessions', 'metrics')"
+    )
+    holder = connect(read_database({"DATABASE_URL": database_url}), 30)
+    holder.run(f"BEGIN; LOCK TABLE {held} IN ACCESS EXCLUSIVE MODE")
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(query, database_url, call)
+        ((pid,),) = eventually(lambda: query(database_url, waiting))
+        locks = query(database_url, held_by.format(pid=pid))
+        holder.run("ROLLBACK")
+        assert done.result(10) == [[None]]
+    assert {lock for (lock,) in locks} == taken
+    holder.close()

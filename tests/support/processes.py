@@ -1,0 +1,231 @@
+"""What the tests run: PostgreSQL, databases cloned from a migrated template, and functions as real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from metrics_ingest import shutdown
+from metrics_ingest.http import service
+from metrics_ingest.local import postgres as embedded
+from metrics_ingest.settings import read_database
+from metrics_ingest.storage import migrations, writer
+from metrics_ingest.storage.driver import connect
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TEMPLATE = "migrated_template"
+
+
+class Postgres:
+    """A running embedded server with a migrated template database. Its data goes when it is closed."""
+
+    def __init__(self, version: int = 18, **parameters: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="metrics-ingest-pg-")
+        data = Path(self._directory.name) / "data"
+        self.server: Any = embedded.get_server(data, cleanup_mode=None, postgres_version=version)
+        # Nothing here is worth more than the test that made it; the durability tests choose otherwise.
+        for name, value in {"fsync": "off", "max_connections": "200", **parameters}.items():
+            self.run(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.restart()
+        self.run(f"CREATE DATABASE {TEMPLATE}")
+        migrations.migrate(read_database({"DATABASE_URL": self.url(TEMPLATE)}))
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        return embedded.url_of(self.server, database)
+
+    def run(self, sql: str, database: str = "postgres") -> list[Any]:
+        """Run a statement as the superuser and return its rows."""
+        return query(self.url(database), sql)
+
+    def clone(self) -> str:
+        """Make a migrated database and return its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        return self.url(name)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        return int(self.server.get_pid())
+
+    def start(self) -> None:
+        """Start it again after it was stopped or killed."""
+        self.server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """Stop it in fast mode: connections are ended."""
+        self.server.stop()
+
+    def restart(self) -> None:
+        """Stop and start it."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove its data."""
+        self.stop()
+        self._directory.cleanup()
+
+
+def query(url: str, sql: str, **parameters: Any) -> list[Any]:
+    """Run one statement on a database and return its rows."""
+    connection = connect(read_database({"DATABASE_URL": url}), 30)
+    try:
+        return connection.run(sql, **parameters) or []
+    finally:
+        connection.close()
+
+
+class Server:
+    """A server process: its base URL, and all that it has printed."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
+        self.process = subprocess.Popen(
+            command,
+            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
+            cwd="/",  # a function must not depend on where it is started
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        return os.pread(self._log.fileno(), 10_000_000, 0).decode(errors="replace")
+
+    def wait_until_ready(self, timeout_s: float = 20) -> None:
+        """Wait for the first 200; fail with the log when there is none."""
+
+        def answers() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"exited with {self.process.returncode}:\n{self.log}")
+            try:
+                return requests.get(self.url, timeout=5).ok
+            except (requests.ConnectionError, requests.Timeout):
+                return False
+
+        eventually(answers, timeout_s)
+
+    def kill(self, *, worker_only: bool = False) -> None:
+        """Kill it with SIGKILL: all of it, or only a worker, which it will replace."""
+        if worker_only:
+            psutil.Process(self.process.pid).children()[0].kill()
+        else:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def stop(self) -> int:
+        """End it and all its children; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Stop it and forget its log."""
+        self.stop()
+        self._log.close()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The three functions, each a process of its own, on one database."""
+
+    database_url: str
+    ingest: Server
+    ingest_batch: Server
+    users: Server
+
+    def user(self) -> str:
+        """Register a new user and return its id."""
+        answer = requests.post(f"{self.users.url}/users/", json={"name": "Greg"}, timeout=10)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["user_id"])
+
+    def send(self, metric: Any, **headers: str) -> requests.Response:
+        """POST one metric."""
+        return requests.post(f"{self.ingest.url}/ingest/", json=metric, headers=headers, timeout=30)
+
+    def send_batch(self, metrics: Any, **headers: str) -> requests.Response:
+        """POST many metrics."""
+        return requests.post(f"{self.ingest_batch.url}/ingest_batch/", json=metrics, headers=headers, timeout=60)
+
+    def query(self, sql: str, **parameters: Any) -> list[Any]:
+        """Look into the database."""
+        return query(self.database_url, sql, **parameters)
+
+    def stored(self, user_id: str) -> list[Any]:
+        """The user's rows in `metrics`, in order."""
+        return self.query(
+            "SELECT * FROM metrics WHERE user_id = :user_id ORDER BY timestamp, metric_id", user_id=user_id
+        )
+
+
+async def in_a_new_process(answer: Awaitable[Any]) -> Any:
+    """Await what a service answers here, in the tests' own process, as if it were the process's first request."""
+    for made_by_the_first_request in (service.arrivals, shutdown.shutdown_deadline, writer.writer):
+        made_by_the_first_request.cache_clear()
+    return await answer
+
+
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def start_function(name: str, database_url: str, **environment: str) -> Server:
+    """Start `functions-framework --target NAME` by the plain command and wait until it answers."""
+    port = free_port()
+    source = ROOT / "functions" / name / "main.py"
+    server = Server(
+        [str(BIN / "functions-framework"), "--target", name, "--source", str(source), "--port", str(port)],
+        {"DATABASE_URL": database_url, "ALLOW_ANONYMOUS": "true", "HOST": "127.0.0.1", **environment},
+        port,
+    )
+    try:
+        server.wait_until_ready()
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+@contextmanager
+def function(name: str, database_url: str, **environment: str) -> Iterator[Server]:
+    """A function that is running meanwhile."""
+    server = start_function(name, database_url, **environment)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
+    """Poll until the condition is true, and return what it gave; fail after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s")
+        time.sleep(0.02)
+    return result
