@@ -194,7 +194,7 @@ def test_instances_that_the_database_has_no_connections_for_are_refused(
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        *(("DB_NAME", value) for value in ("a|b", "a&b", 'a"b', "a\nb", "a\\b", "")),
+        *(("DB_NAME", value) for value in ("a|b", "a&b", 'a"b', "a\nb", "a\\b")),
         ("PREFIX", "m/y/;e touch $(pwd)/executed;s/x"),
         ("PREFIX", "$(touch executed)"),
         *(("MAX_INSTANCES", value) for value in ("010", "0x1", "9223372036854775808", "-1", "1e3", " 1")),
