@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from metrics_ingest.settings import settings
+from support import metrics
 from support.console import Console
 from support.processes import Postgres, Server, Stack, function
 
@@ -45,13 +45,7 @@ def stack(postgres: Postgres) -> Iterator[Stack]:
 @pytest.fixture
 def metric(stack: Stack) -> dict[str, Any]:
     """A valid metric of a new user."""
-    return {
-        "user_id": stack.user(),
-        "metric_type": "talked_time",
-        "value": 12.34,
-        "timestamp": "2024-08-08T12:34:56Z",
-        "metric_id": str(uuid4()),
-    }
+    return metrics.metric(stack.user())
 
 
 @pytest.fixture
