@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import pytest
 import requests
 
 from faults.load import Load, locked, post_all
@@ -15,6 +16,8 @@ from support.memory import resident_bytes
 from support.metrics import metric, register
 from support.processes import Server, eventually, query
 from support.raw import abandon, head, post
+
+pytestmark = pytest.mark.slow
 
 Serve = Callable[..., Server]
 

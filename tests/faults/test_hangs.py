@@ -20,6 +20,8 @@ from support.mortal import Mortal, is_root
 from support.processes import Server, eventually, function, query
 from support.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 WRITE_TIMEOUT_S = 1.5
 
 

@@ -3,10 +3,14 @@
 import time
 from collections.abc import Callable
 
+import pytest
+
 from faults.load import Load, post_all
 from support.memory import resident_bytes
 from support.metrics import metric, register
 from support.processes import Server, query
+
+pytestmark = pytest.mark.slow
 
 SLOW = """
 CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;

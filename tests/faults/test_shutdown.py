@@ -13,6 +13,8 @@ from support.metrics import metric, register
 from support.mortal import Mortal
 from support.processes import Server, eventually, query
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Server]
 
 

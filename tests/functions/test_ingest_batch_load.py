@@ -16,7 +16,8 @@ import requests
 from support.memory import needs_proc, peak_bytes
 from support.processes import Postgres, Stack, function, query
 
-OVERLAP_S = float(os.environ.get("OVERLAP_S", "8"))
+pytestmark = pytest.mark.slow
+OVERLAP_S = float(os.environ.get("OVERLAP_S", "4"))
 MOST_MEMORY = 200_000_000  # bytes
 
 

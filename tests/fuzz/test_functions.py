@@ -133,6 +133,7 @@ def test_bodies_of_the_corpus_are_refused_or_right(targets: Stack, name: str) ->
         assert [answer.json().get("code") for answer in again] == [answer.json().get("code") for answer in answers]
 
 
+@pytest.mark.slow
 @examples(100)
 @given(name=st.sampled_from(HTTP), changes=CHANGES, target=st.integers(0, 2))
 def test_mutated_requests_break_nothing(targets: Stack, name: str, changes: Any, target: int) -> None:
@@ -141,6 +142,7 @@ def test_mutated_requests_break_nothing(targets: Stack, name: str, changes: Any,
     assert is_no_failure(exchange(server.port, data, finish=True)), data
 
 
+@pytest.mark.slow
 @examples(100)
 @given(name=st.sampled_from(BODIES), changes=CHANGES, target=st.integers(0, 2))
 @example(name="json/good.json", changes=[], target=0)
@@ -151,6 +153,7 @@ def test_mutated_bodies_are_refused_or_right(
     check(session.post(each(targets)[target].url, data=body, headers=HEADERS[kind], timeout=10))
 
 
+@pytest.mark.slow
 @examples(150)
 @given(body=BYTES, kind=st.sampled_from(["json", "ndjson"]))
 def test_any_body_is_refused_or_right(targets: Stack, session: requests.Session, body: bytes, kind: str) -> None:
@@ -158,6 +161,7 @@ def test_any_body_is_refused_or_right(targets: Stack, session: requests.Session,
         check(session.post(server.url, data=body, headers=HEADERS[kind], timeout=10))
 
 
+@pytest.mark.slow
 @examples(300)
 @given(
     allowed=allowed_metrics(),
@@ -209,6 +213,7 @@ def test_metric_is_stored_equal_or_refused(
             assert stored.hex == metric[name].replace("-", "").lower()
 
 
+@pytest.mark.slow
 @examples(200)
 @given(
     allowed=allowed_metrics(),
@@ -235,6 +240,7 @@ def test_each_wrong_field_is_named_with_a_listed_code(
     assert all(error["code"] in CODES for error in problem["errors"])
 
 
+@pytest.mark.slow
 @examples(200)
 @given(batches=BATCHES)
 def test_every_metric_of_a_batch_is_accounted_for(

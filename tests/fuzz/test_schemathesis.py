@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import requests
 
 from support.emulator import emulator
@@ -16,6 +17,7 @@ EXTENT = ("--max-examples", EXAMPLES) if EXAMPLES else ("--max-examples", "25", 
 USER = {"user_id": "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d", "name": "Greg"}
 
 
+@pytest.mark.slow
 def test_every_answer_conforms_to_the_document(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.clone()
     with emulator(DATABASE_URL=url) as server:
