@@ -14,6 +14,8 @@ from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import connect
 from support.processes import Server, query
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def with_addition(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
