@@ -62,7 +62,7 @@ def test_everything_is_installed_by_hash() -> None:
 
 
 def audit(url: str, lock: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(Path(__file__).parent / "audit.py"), str(lock)]
+    command = [sys.executable, str(ROOT / "tools/audit.py"), str(lock)]
     return subprocess.run(command, env={"OSV_URL": url}, capture_output=True, text=True, timeout=60)
 
 
