@@ -1,4 +1,4 @@
-"""Behind a transaction-mode PgBouncer nothing of a session is there from one transaction to the next."""
+"""Behind PgBouncer in transaction mode, where each transaction may use another server connection."""
 
 import os
 import shutil
