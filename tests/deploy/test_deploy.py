@@ -125,7 +125,7 @@ def test_instances_that_the_database_has_connections_for_are_deployed(
 def test_instances_that_the_database_has_no_connections_for_are_refused(
     deploy: Deployment, settings: dict[str, str], reason: str
 ) -> None:
-    run = deploy(DRY_RUN="1", **settings)
+    run = deploy(**settings)
     assert run.code != 0
     assert run.commands == []
     assert reason in run.errors
