@@ -89,7 +89,7 @@ def test_restart_behind_the_pooler_fails_no_request(
     mortal: Mortal, pooled: tuple[str, str], serve: Callable[..., Server]
 ) -> None:
     url, through = pooled
-    server = serve("ingest", through, WRITE_TIMEOUT_S="30")
+    server = serve("ingest", through, WRITE_TIMEOUT_S="60")
     with Load(server.port, url) as load:
         time.sleep(0.5)
         mortal.restart()
