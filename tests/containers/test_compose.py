@@ -93,7 +93,7 @@ def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compo
 
     def three_work() -> bool:
         assert all(compose.post("/ingest/", metric(user)).ok for _ in range(20))
-        return compose.psql(working) >= "3"
+        return int(compose.psql(working)) >= 3
 
     try:
         eventually(three_work, 20)

@@ -10,7 +10,7 @@ import pytest
 
 from support.processes import ROOT
 
-# Answers `describe` by what it was told to create; fails where $GCLOUD_FAILS begins the command.
+# Answers `describe` by what was created before; fails when the command begins with $GCLOUD_FAILS.
 GCLOUD = r"""#!/bin/sh
 { printf '%s\037' "$@"; printf '\036'; } >>"$GCLOUD_LOG"
 known=$GCLOUD_LOG.known

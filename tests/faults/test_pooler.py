@@ -82,7 +82,7 @@ def test_two_hundred_clients_through_a_pool_of_two(pooled: tuple[str, str], serv
         assert load.statuses.keys() == {200}
         assert load.acknowledged
         print(f"{len(load.acknowledged)} metrics through PgBouncer")  # noqa: T201  # a figure for the report
-    assert len(ours) <= 2
+    assert 1 <= len(ours) <= 2
 
 
 def test_restart_behind_the_pooler_fails_no_request(
