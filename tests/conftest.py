@@ -9,6 +9,7 @@ import pytest
 from metrics_ingest.settings import settings
 from support import metrics
 from support.console import Console
+from support.mortal import Mortal
 from support.processes import Postgres, Server, Stack, function
 from support.skips import fail_unlisted
 
@@ -40,6 +41,20 @@ def postgres() -> Iterator[Postgres]:
 def database_url(postgres: Postgres) -> str:
     """A migrated database of the test's own."""
     return postgres.clone()
+
+
+@pytest.fixture(scope="session")
+def mortal_server() -> Iterator[Mortal]:
+    server = Mortal()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def mortal(mortal_server: Mortal) -> Iterator[Mortal]:
+    """A PostgreSQL that the test may kill; it is started again when the test ends."""
+    yield mortal_server
+    mortal_server.revive()
 
 
 @pytest.fixture

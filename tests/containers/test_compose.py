@@ -18,7 +18,7 @@ def user(compose: Compose) -> str:
     return str(compose.post("/users/", {"name": "Greg"}).json()["user_id"])
 
 
-def test_the_flow_of_the_first_readme_works_as_it_stood(compose: Compose) -> None:
+def test_commands_of_the_first_readme_work_unchanged(compose: Compose) -> None:
     """The INSERT INTO public.users by psql in the container, then its curl line, then its answer."""
     compose.psql(f"INSERT INTO public.users (user_id, name, email) VALUES ('{GREG}', 'Greg', 'greg@gmail.com');")
     data = f'{{"user_id":"{GREG}","metric_type":"talked_time","value":12.34,"timestamp":"2024-08-08T12:34:56Z"}}'
@@ -93,7 +93,7 @@ def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compo
 
     def three_work() -> bool:
         assert all(compose.post("/ingest/", metric(user)).ok for _ in range(20))
-        return compose.psql(working) >= "3"
+        return int(compose.psql(working)) >= 3
 
     try:
         eventually(three_work, 20)
@@ -103,7 +103,7 @@ def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compo
         compose("up", "--detach", "--scale", "ingest=1")
 
 
-def test_a_function_that_is_down_is_told_as_503_and_comes_back_without_the_gateway_restarting(compose: Compose) -> None:
+def test_stopped_function_is_503_and_is_found_again_without_a_restart_of_the_gateway(compose: Compose) -> None:
     gateway = inspect(compose.containers("gateway")[0], ".State.StartedAt")
     compose("stop", "users")
     answer = compose.post("/users/", {"name": "Greg"})

@@ -1,4 +1,4 @@
-"""The image: what is in it, and that it lives where a cloud would put it."""
+"""The image: what is in it, and that it runs under the restrictions of a cloud."""
 
 import re
 import threading
@@ -109,7 +109,7 @@ def test_it_starts_as_cloud_run_starts_it(container: Callable[..., str]) -> None
 
 
 def test_sigterm_lets_what_is_being_written_be_written(compose: Compose, container: Callable[..., str]) -> None:
-    """A metric whose commit waits on a lock when the instance is told to stop is still stored and answered."""
+    """A metric whose commit waits on a lock when the instance gets SIGTERM is still stored and answered."""
     user_id = compose.post("/users/", {"name": "Greg"}).json()["user_id"]
     network = next(iter(inspect(compose.database, ".NetworkSettings.Networks")))
     database = ("--env", "DATABASE_URL=postgresql://metrics_user:metrics_password@db/metrics_db?sslmode=disable")

@@ -103,7 +103,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def stop(self, timeout_s: float = 60) -> None:
+    def stop(self, timeout_s: float = 90) -> None:
         """Begin no new request, and wait until every begun one is acknowledged."""
         self._stop.set()
         self._thread.join(timeout_s)

@@ -1,4 +1,4 @@
-"""One client's data never fails another's request."""
+"""A metric that the database refuses fails no other client's request."""
 
 from collections.abc import Callable
 

@@ -49,7 +49,7 @@ def test_killed_database_loses_and_doubles_nothing(mortal: Mortal, serve: Serve,
 def test_ended_connections_fail_no_request(mortal: Mortal, serve: Serve, fault: str) -> None:
     """pg_terminate_backend and a restart in fast mode: no answer is a failure, none is a false replay."""
     url = mortal.clone()
-    server = serve("ingest", url)
+    server = serve("ingest", url, WRITE_TIMEOUT_S="60")  # a busy machine takes more than 10 s for a restart
     with Load(server.port, url) as load:
         for _ in range(5):
             time.sleep(0.3)

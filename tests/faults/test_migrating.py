@@ -37,7 +37,7 @@ def with_addition(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_additive_migrations_fail_no_request_and_hold_none_up(
     with_addition: str, serve: Callable[..., Server], reader: bool
 ) -> None:
-    """A report that reads for long makes the migration wait: it must not make everyone else wait behind it."""
+    """A long report makes the migration wait for its lock; ingestion must not wait behind that."""
     database = read_database({"DATABASE_URL": with_addition})
     server = serve("ingest", with_addition)
     with Load(server.port, with_addition) as load:

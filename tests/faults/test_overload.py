@@ -1,4 +1,4 @@
-"""More than the database takes: the surplus is refused at once, and what was accepted does not suffer for it."""
+"""More load than the database can take: the surplus is refused at once, and accepted requests are not slowed."""
 
 import time
 from collections.abc import Callable

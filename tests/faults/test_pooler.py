@@ -1,4 +1,4 @@
-"""Behind a transaction-mode PgBouncer nothing of a session is there from one transaction to the next."""
+"""Behind PgBouncer in transaction mode, where each transaction may use another server connection."""
 
 import os
 import shutil
@@ -82,14 +82,14 @@ def test_two_hundred_clients_through_a_pool_of_two(pooled: tuple[str, str], serv
         assert load.statuses.keys() == {200}
         assert load.acknowledged
         print(f"{len(load.acknowledged)} metrics through PgBouncer")  # noqa: T201  # a figure for the report
-    assert len(ours) <= 2
+    assert 1 <= len(ours) <= 2
 
 
 def test_restart_behind_the_pooler_fails_no_request(
     mortal: Mortal, pooled: tuple[str, str], serve: Callable[..., Server]
 ) -> None:
     url, through = pooled
-    server = serve("ingest", through, WRITE_TIMEOUT_S="30")
+    server = serve("ingest", through, WRITE_TIMEOUT_S="60")
     with Load(server.port, url) as load:
         time.sleep(0.5)
         mortal.restart()

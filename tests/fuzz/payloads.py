@@ -22,9 +22,12 @@ HEADERS = {
 }
 
 
-def examples(count: int) -> settings:
-    """Try `count` examples, the same ones in each run; with FUZZ_EXAMPLES (`make fuzz`) so many, and new ones."""
-    asked = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+def examples(count: int, weight: int = 1) -> settings:
+    """Try `count` examples, the same ones in each run.
+
+    With FUZZ_EXAMPLES set (`make fuzz`) try that many times `weight`, and new ones in each run.
+    """
+    asked = int(os.environ.get("FUZZ_EXAMPLES", "0")) * weight
     return settings(
         max_examples=asked or count,
         derandomize=not asked,  # because a test run should fail for what was changed only

@@ -78,7 +78,7 @@ def test_bodies_of_the_corpus_give_allowed_metrics_or_a_refusal(name: str) -> No
             assert all(map(is_allowed, result.rows))
 
 
-@examples(100)
+@examples(100, weight=4)
 @given(body=BYTES)
 @example(body=b"")
 def test_any_body_of_ingest_is_one_allowed_metric_or_refused(body: bytes) -> None:
@@ -88,7 +88,7 @@ def test_any_body_of_ingest_is_one_allowed_metric_or_refused(body: bytes) -> Non
         assert is_allowed(row)
 
 
-@examples(100)
+@examples(100, weight=4)
 @given(body=BYTES)
 def test_any_body_of_ingest_batch_is_accounted_for_or_refused(body: bytes) -> None:
     for parse in (batch.parse_many, batch.parse_lines):
@@ -102,7 +102,7 @@ def test_any_body_of_ingest_batch_is_accounted_for_or_refused(body: bytes) -> No
             assert all(entry["code"] and entry["detail"] for entry in reported["errors"])
 
 
-@examples(100)
+@examples(100, weight=4)
 @given(body=BYTES)
 def test_any_body_of_users_is_an_allowed_user_or_refused(body: bytes) -> None:
     if (user := parsed(users.parse, body)) is not None:
@@ -115,7 +115,7 @@ def test_any_body_of_users_is_an_allowed_user_or_refused(body: bytes) -> None:
             assert "@" in user["email"][:321]
 
 
-@examples(100)
+@examples(100, weight=4)
 @given(body=BYTES, changes=st.just([]) | CHANGES, members=st.integers(1, 3))
 def test_any_gzip_is_unpacked_or_refused_within_the_limit(body: bytes, changes: Any, members: int) -> None:
     limit = 1_000
@@ -132,7 +132,7 @@ def test_any_gzip_is_unpacked_or_refused_within_the_limit(body: bytes, changes: 
     assert code in ("", "malformed_json", "payload_too_large")
 
 
-@examples(100)
+@examples(100, weight=4)
 @given(unit=BYTES, most=st.integers(1, 10_000))
 def test_structure_of_any_large_body_is_accepted_or_refused(unit: bytes, most: int) -> None:
     body = unit * (200_000 // (len(unit) + 1))

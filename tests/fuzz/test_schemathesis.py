@@ -1,4 +1,4 @@
-"""Whatever the document allows or forbids is answered as it says: schemathesis against the running emulator."""
+"""schemathesis against the running emulator: each answer is one that the OpenAPI document describes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import requests
 from support.emulator import emulator
 from support.processes import BIN, ROOT, Postgres, query
 
-# In CI the same some hundreds of requests each time; `make contract` asks for more, and others.
+# The same requests in each run, some hundreds; `make contract` asks for more, and new ones.
 EXAMPLES = os.environ.get("CONTRACT_EXAMPLES")
 EXTENT = ("--max-examples", EXAMPLES) if EXAMPLES else ("--max-examples", "25", "--seed", "1")
 USER = {"user_id": "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d", "name": "Greg"}
