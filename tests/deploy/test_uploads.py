@@ -31,7 +31,7 @@ def uploaded(checkout: Path, ignore_file: str) -> set[str]:
 
 
 MIGRATION = "migrations/0001-create-users-sessions-metrics.sql"
-NEEDED = {"pyproject.toml", "README.md", "LICENSE", "src/metrics_ingest/http/service.py", MIGRATION}
+NEEDED = {"pyproject.toml", "README.md", "src/metrics_ingest/http/service.py", MIGRATION}
 
 
 def test_a_source_deployment_sends_the_package_and_the_functions(checkout: Path) -> None:
