@@ -26,7 +26,7 @@ run: install ## Serve every function on one port with an embedded PostgreSQL [PO
 psql: install ## Open psql on the database of `make run` (or read SQL from standard input)
 	@exec $(BIN)/python -m metrics_ingest.local.postgres
 
-test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS=…]
+test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS="-m 'not slow'" for the quick ones]
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: install ## Lint, formatting, types, and the direction of imports

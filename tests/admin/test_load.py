@@ -19,6 +19,7 @@ import pytest
 
 from metrics_ingest.admin import load as loading
 from support.console import Console
+from support.memory import needs_proc, peak_bytes
 from support.processes import BIN, Stack, eventually
 
 
@@ -279,20 +280,25 @@ def test_reader_that_has_seen_enough_is_no_failure(console: Console, filled: Cal
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "0\n")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@needs_proc
 def test_export_needs_no_more_memory_for_more_rows(console: Console, filled: Callable[[str, int], str]) -> None:
     """A hundred thousand rows, and the peak of none (within the noise of the allocator)."""
 
-    def peak_kb(metric_type: str) -> int:
+    def peak(metric_type: str) -> int:
         code = (
             "from metrics_ingest.admin.cli import main; "
             f"main(['export', '--type', '{metric_type}', '-o', '/dev/null'], standalone_mode=False); "
-            "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+            "print('done', flush=True); input()"
         )
         environment = {**os.environ, "DATABASE_URL": console.url}
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin
+            assert process.stdout
+            assert process.stdout.readline() == b"done\n"
+            found = peak_bytes(process.pid)
+            process.stdin.write(b"\n")
+        return found
 
     filled("2024-08-01", 100_000)
-    assert peak_kb("talked_time") < peak_kb("speaker_used") + 4_096
+    assert peak("talked_time") < peak("speaker_used") + 4 * 1024 * 1024

@@ -7,13 +7,10 @@ import pytest
 import requests
 
 from containers.engine import FUNCTIONS, Compose, docker, inspect, run
+from support.metrics import metric
 from support.processes import eventually
 
 GREG = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
-
-
-def metric(user_id: str, value: float = 12.34) -> dict[str, object]:
-    return {"user_id": user_id, "metric_type": "talked_time", "value": value, "timestamp": "2024-08-08T12:34:56Z"}
 
 
 @pytest.fixture
@@ -34,7 +31,7 @@ def test_a_user_is_registered_over_http_and_its_metrics_are_accounted_for(compos
     user_id = str(uuid4())
     answer = compose.post("/users/", {"user_id": user_id, "name": "Greg", "email": "greg@gmail.com"})
     assert answer.status_code == 201
-    answer = compose.post("/ingest_batch/", [metric(user_id), metric(user_id, -1)])
+    answer = compose.post("/ingest_batch/", [metric(user_id), metric(user_id, value=-1)])
     assert answer.status_code == 207
     assert answer.json()["stored"] == 1
     assert compose.psql(f"SELECT count(*) FROM metrics WHERE user_id = '{user_id}'") == "1"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.mortal import Mortal
+from support.mortal import Mortal
 
 
 @pytest.fixture(scope="session")

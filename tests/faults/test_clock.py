@@ -6,8 +6,9 @@ from uuid import UUID, uuid3
 
 import pytest
 
-from faults.load import metric, post_all, register
+from faults.load import post_all
 from metrics_ingest.settings import read_database
+from support.metrics import metric, register
 from support.processes import Server, query
 
 NEXT_MONTH = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(

@@ -12,12 +12,15 @@ import pg8000.native
 import pytest
 import requests
 
-from faults.load import Answer, Load, metric, post_all, register
-from faults.mortal import Mortal, is_root
-from faults.network import Proxy
+from faults.load import Answer, Load, post_all
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import connect
+from support.metrics import metric, register
+from support.mortal import Mortal, is_root
 from support.processes import Server, eventually, function, query
+from support.proxy import Proxy
+
+pytestmark = pytest.mark.slow
 
 WRITE_TIMEOUT_S = 1.5
 

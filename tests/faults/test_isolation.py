@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from faults.load import locked, metric, post_all, register
+from faults.load import locked, post_all
+from support.metrics import metric, register
 from support.processes import Server, query
 
 REFUSE = """

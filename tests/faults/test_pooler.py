@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from faults.load import Load
-from faults.mortal import Mortal, is_root
 from metrics_ingest.settings import read_database
+from support.mortal import Mortal, is_root
 from support.processes import Server, eventually, free_port, query
+
+pytestmark = pytest.mark.slow
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIGURATION = """

@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.load import Answer, Load, locked, metric, post_all, register
-from faults.mortal import Mortal
+from faults.load import Answer, Load, locked, post_all
+from support.metrics import metric, register
+from support.mortal import Mortal
 from support.processes import Server, eventually, query
+
+pytestmark = pytest.mark.slow
 
 Serve = Callable[..., Server]
 

@@ -63,7 +63,7 @@ def migrate(rollback: bool, yes: bool) -> None:
         click.confirm("This drops every table and all data. Go on?", abort=True)
     try:
         names = migrations.rollback(database()) if rollback else migrations.migrate(database())
-    except (pg8000.exceptions.Error, OSError) as error:
+    except (migrations.UnknownMigrations, pg8000.exceptions.Error, OSError) as error:
         click.echo(f"metrics-ingest: cannot migrate: {error}", err=True)
         sys.exit(1)
     for name in names:

@@ -158,7 +158,7 @@ def _migrate() -> None:
     database = settings().database
     try:
         migrations.migrate(database)
-    except (pg8000.exceptions.Error, OSError) as error:
+    except (migrations.UnknownMigrations, pg8000.exceptions.Error, OSError) as error:
         where = f"{database.host}:{database.port}/{database.database}"
         raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
 

@@ -1,25 +1,24 @@
-"""A PostgreSQL that is there to be killed, and that writes as safely as in production."""
+"""A PostgreSQL for tests that kill it; it writes as safely as in production."""
 
 import os
 import signal
 import subprocess
 from contextlib import suppress
 
+import pg8000.native
 import psutil
 
-from metrics_ingest.settings import read_database
-from metrics_ingest.storage.driver import connect
-from support.processes import Postgres, eventually
+from support.processes import Postgres, connected, eventually
 
 
 class Mortal(Postgres):
-    """It runs as a child of the test's own, so that it is gone as soon as it is killed."""
+    """The postmaster is a child of the test process, so that a kill can be waited for."""
 
     _process: subprocess.Popen[bytes] | None = None
     _family: tuple[psutil.Process, ...] = ()
 
     def __init__(self) -> None:
-        # Not to call fsync on each file of the data after a crash, but once on the file system, is as safe, and faster.
+        # syncfs: after a crash one sync of the file system instead of one fsync a file. As safe, and faster.
         super().__init__(fsync="on", max_connections="30", recovery_init_sync_method="syncfs")
 
     def start(self) -> None:
@@ -40,14 +39,14 @@ class Mortal(Postgres):
             self._process.wait(60)
 
     def kill(self) -> None:
-        """SIGKILL to all of it: a power failure, as far as its processes can tell."""
+        """SIGKILL all of its processes: to them this is a power failure."""
         self._signal(signal.SIGKILL)
         assert self._process
         self._process.wait(10)
         eventually(lambda: not any(map(_runs, self._family)))
 
     def pause(self) -> None:
-        """SIGSTOP to all of it: connections are accepted by the kernel, and nothing is answered."""
+        """SIGSTOP all of its processes: the kernel accepts connections, and nothing is answered."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -56,23 +55,22 @@ class Mortal(Postgres):
             process.send_signal(signal.SIGCONT)
 
     def revive(self) -> None:
-        """Make sure that it runs."""
+        """Start it unless it runs."""
         if self._process is None or self._process.poll() is not None:
             self.start()
 
     def close(self) -> None:
-        """End it and remove its data; they need no orderly shutdown."""
+        """Kill it and remove its data."""
         self.kill()
         self._directory.cleanup()
 
     def answers(self) -> bool:
-        """Whether it takes connections at this moment."""
+        """Whether it accepts connections at this moment."""
         try:
-            connection = connect(read_database({"DATABASE_URL": self.url()}), 1)
-        except Exception:  # noqa: BLE001  # whatever it is
+            with connected(self.url(), 1):
+                return True
+        except (pg8000.native.DatabaseError, pg8000.native.InterfaceError, OSError):
             return False
-        connection.close()
-        return True
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process

@@ -1,11 +1,10 @@
--- The roles stay: they belong to the whole cluster, where other databases and logins may depend on them.
+-- The roles themselves stay, because they belong to the whole cluster: other databases and logins may depend on them.
 ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC;
 
 DO $block$
 BEGIN
     IF to_regrole('metrics_writer') IS NOT NULL THEN
         REVOKE USAGE ON SCHEMA public FROM metrics_writer;
-        REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM metrics_writer;
     END IF;
     IF to_regrole('metrics_reader') IS NOT NULL THEN
         ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM metrics_reader;
@@ -14,5 +13,3 @@ BEGIN
     END IF;
 END
 $block$;
-
-DROP FUNCTION grant_to_roles();
