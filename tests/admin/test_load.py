@@ -17,15 +17,15 @@ from uuid import uuid4
 
 import pytest
 
-from metrics_ingest.admin import load as loading
+from metrics_ingest.admin import files, sending
 from support.console import Console
 from support.processes import BIN, Stack, eventually
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "CHUNK", 10)
-    monkeypatch.setattr(loading, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(files, "CHUNK", 10)
+    monkeypatch.setattr(sending, "BACKOFF_S", (0.01,))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_packed_and_csv_and_standard_input_are_read(
     path.write_bytes(gzip.compress("\n\n".join(map(json.dumps, metrics)).encode()))
     assert load([], name=path.name)["stored"] == 35
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["value", *loading.FIELDS[:2], "timestamp", "session_id"])
+    writer = csv.DictWriter(text, ["value", *files.FIELDS[:2], "timestamp", "session_id"])
     writer.writeheader()
     writer.writerows([{**metric, "metric_type": "speaker_used", "value": "true"} for metric in metrics])
     (tmp_path / "metrics.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.getvalue().encode()))

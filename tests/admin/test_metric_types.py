@@ -43,7 +43,7 @@ def test_range_holds_from_when_it_is_set(console: Console) -> None:
     ("arguments", "exit_code", "message"),
     [
         (("add", "talked_time", "--kind", "duration"), 1, "talked_time exists already"),
-        (("add", "Talk", "--kind", "duration"), 1, "'Talk' is no name"),
+        (("add", "Talk", "--kind", "duration"), 1, "'Talk' is no valid name"),
         (("add", "x" * 65, "--kind", "duration"), 1, "64 characters at most"),
         (("add", "mood", "--kind", "score", "--min", "2", "--max", "1"), 1, "the range of mood is empty"),
         (("add", "mood", "--kind", "score", "--aggregation", "sum"), 2, "a score is aggregated by mean"),
