@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 import requests
+from pg8000.native import DatabaseError
 
 from metrics_ingest.admin import database
 from metrics_ingest.admin import drain as draining
@@ -203,7 +204,7 @@ def test_ingestion_goes_on_while_two_drain_at_once(
         first, second = (future.result() for future in both)
         stop.set()
         sent = sum(future.result() for future in senders)
-    created = first.created + second.created
+    created = first["created"] + second["created"]
     assert {f"metrics_p2019_{month:02}" for month in range(1, 7)} <= set(created)
     assert len(created) == len(set(created))
     assert console.sql("SELECT count(*), count(DISTINCT metric_id) FROM metrics") == [[30_000 + sent] * 2]
@@ -297,3 +298,23 @@ def test_rejected_metrics_have_a_retention_of_their_own(console: Console) -> Non
 @pytest.mark.parametrize("age", ["0mo", "24", "-1d", "24 mo", "mo"])
 def test_age_that_is_none_is_a_wrong_usage(console: Console, age: str) -> None:
     assert "90d, 24mo or 2y" in console.run("partitions", "maintain", "--keep", age, exit_code=2).output
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        (database.PARTITIONS_LOCK, "SELECT create_metrics_partitions(0)"),
+        (database.SUMMARIES_LOCK, "SELECT refresh_summaries()"),
+    ],
+)
+def test_sql_function_waits_for_the_lock_that_commands_take(console: Console, name: str, statement: str) -> None:
+    """The names of advisory locks are the same in Python and in SQL."""
+    command, other = console.connect(), console.connect()
+    database.advisory_lock(command, name)
+    other.run("SET lock_timeout = 100")
+    with pytest.raises(DatabaseError, match="lock timeout"):
+        other.run(statement)
+    command.close()
+    other.run("SET lock_timeout = 0")
+    other.run(statement)
+    other.close()

@@ -1,6 +1,5 @@
-"""`metrics-ingest user`: what is held, and forgetting all of it."""
+"""`metrics-ingest user`: show what is stored about a user, and erase it."""
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -107,9 +106,10 @@ def test_metric_that_waits_for_an_erasure_is_refused_and_no_defect(
     eraser.close()
 
 
-def test_tables_say_the_same_for_eyes(console: Console, filled: Fill) -> None:
+def test_table_for_people_has_the_numbers_of_the_json(console: Console, filled: Fill) -> None:
     user = filled("2024-08-08", 1200)
     text = console.run("user", "show", user).output
-    assert "1,200" in text
+    shown = console.json("user", "show", user)
+    assert (shown["metrics"], shown["metric_types"][0]["metrics"]) == (1200, 1200)
+    assert text.count("1,200") == 2
     assert "talked_time" in text
-    assert json.loads(console.run("user", "show", user, "--json").output)["sessions"] == 1

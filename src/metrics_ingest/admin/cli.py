@@ -21,35 +21,28 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is called, so that `--help` stays fast."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands, sorted."""
-        return sorted([*super().list_commands(ctx), *COMMANDS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return the command; None when there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = import_module(f"metrics_ingest.admin.{COMMANDS[cmd_name][0]}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a line for each command, without importing it."""
-        own = {name: command.get_short_help_str(100) for name, command in self.commands.items()}
-        texts = own | {name: text for name, (_, text) in COMMANDS.items()}
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, texts[name]) for name in self.list_commands(ctx)])
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Replace the placeholder in the group by the command."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            command = import_module(f"metrics_ingest.admin.{COMMANDS[name][0]}").command
+        return name, command, rest
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+PLACEHOLDERS = [click.Command(name, short_help=text) for name, (_, text) in COMMANDS.items()]
+
+
+@click.group(cls=LazyGroup, commands=PLACEHOLDERS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Manage the database that metrics-ingest stores metrics in.
+    """Manage the database of metrics-ingest, which DATABASE_URL names: postgresql://user:password@host/database.
 
-    DATABASE_URL says which database: postgresql://user:password@host/name. Without it, PGHOST, PGUSER and the other
-    variables of psql do.
+    Without DATABASE_URL, the variables of psql name it: PGHOST, PGUSER, PGPASSWORD, PGDATABASE and others.
     """
 
 

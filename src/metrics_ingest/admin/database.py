@@ -111,5 +111,6 @@ def retry_until_locked(action: Callable[..., Any], *arguments: Any) -> Any:
             if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
                 raise
             if time.monotonic() > deadline:
-                raise click.ClickException("a long transaction locks the tables; nothing was changed") from error
+                message = "a long transaction locks the tables; nothing was changed, try later"
+                raise click.ClickException(message) from error
         time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request

@@ -11,7 +11,6 @@ A reader sees each row exactly once, before and after.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -31,8 +30,9 @@ FOREIGN_KEYS = """
     FROM pg_constraint WHERE conrelid = CAST(:parent AS regclass) AND contype = 'f'
 """
 MISSING_MONTHS = """
-    SELECT month::date::text AS from, (month + interval '1 month')::date::text AS to,
-           '{parent}_p' || to_char(month, 'YYYY_MM') AS table
+    SELECT '{parent}_p' || to_char(month, 'YYYY_MM') AS table,
+           format('{column} >= %L AND {column} < %L', month, month + interval '1 month') AS condition,
+           format('FROM (%L) TO (%L)', month, month + interval '1 month') AS bounds
     FROM (SELECT DISTINCT date_trunc('month', {column}) FROM {parent}_default
           UNION SELECT date_trunc('month', now()) + make_interval(months => ahead)
           FROM generate_series(0, {ahead}) AS ahead) AS wanted (month)
@@ -52,17 +52,11 @@ class RowsDeleted(Exception):
     """Rows were deleted from the default after they were copied, so the copy is out of date."""
 
 
-@dataclass(slots=True)
-class Drained:
-    """The result: partitions created, rows moved out of the default, and how long writers were blocked."""
+def drain(connection: Any, parent: str, ahead: int) -> Record:
+    """Create the partitions for the default's rows and for `ahead` months, and move the rows. Raise ClickException.
 
-    created: list[str]
-    rows: int
-    blocked_ms: float
-
-
-def drain(connection: Any, parent: str, ahead: int) -> Drained:
-    """Create the partitions for the default's rows and for `ahead` months, and move the rows. Raise ClickException."""
+    Return the names `created`, the number of rows `drained`, and `held_ms`: how long writers were blocked.
+    """
     _drop_unattached(connection)  # left by a run that was killed
     for _ in range(3):  # only rows deleted by hand during the copy make a second attempt necessary
         try:
@@ -72,24 +66,23 @@ def drain(connection: Any, parent: str, ahead: int) -> Drained:
     raise click.ClickException(f"rows of {parent}_default are deleted meanwhile: nothing was changed, try later")
 
 
-def _drain_once(connection: Any, parent: str, ahead: int) -> Drained:
-    default, column = f"{parent}_default", TIME_COLUMNS[parent]
-    months = query(connection, MISSING_MONTHS.format(parent=parent, column=column, ahead=ahead))
+def _drain_once(connection: Any, parent: str, ahead: int) -> Record:
+    default = f"{parent}_default"
+    months = query(connection, MISSING_MONTHS.format(parent=parent, column=TIME_COLUMNS[parent], ahead=ahead))
     if not months:
-        return Drained([], 0, 0.0)
+        return {"created": [], "drained": 0, "held_ms": 0.0}
     keys = query(connection, FOREIGN_KEYS, parent=parent)
     # An autovacuum of the default would hold its lock for longer than lock_timeout.
     connection.run(f"ALTER TABLE {default} SET (autovacuum_enabled = off)")
     try:
         with short_lock_timeout(connection):
             copied, xmin = _build(connection, parent, months, keys)
-            targets = [key["target"] for key in keys]
-            rows, blocked_ms = retry_until_locked(_swap, connection, parent, months, targets, copied, xmin)
+            drained, blocked_ms = retry_until_locked(_swap, connection, parent, months, keys, copied, xmin)
             tables = [month["table"] for month in months]
             # The copied rows are in order of arrival, so block ranges describe them as well as in the default.
             for (index,) in connection.run(BRIN_INDEXES, tables=tables):
                 connection.run(f"SELECT brin_summarize_new_values({index})")
-        return Drained(tables, rows, blocked_ms)
+        return {"created": tables, "drained": drained, "held_ms": round(blocked_ms, 1)}
     finally:
         connection.run(f"ALTER TABLE {default} RESET (autovacuum_enabled)")
         _drop_unattached(connection)
@@ -102,7 +95,7 @@ def _build(connection: Any, parent: str, months: list[Record], keys: list[Record
     """
     for month in months:
         # With the parent's indexes and a check that implies the bounds, attaching scans and builds nothing.
-        check = f"CONSTRAINT partition_to_be CHECK ({_range(parent, month)})"
+        check = f"CONSTRAINT partition_to_be CHECK ({month['condition']})"
         connection.run(f"CREATE TABLE {month['table']} (LIKE {parent} INCLUDING ALL, {check})")
     copied, xmin = _copy(connection, parent, months)
     for month in months:
@@ -127,11 +120,6 @@ def _drop_unattached(connection: Any) -> None:
         connection.run(f"DROP TABLE {table['name']}")
 
 
-def _range(parent: str, month: Record) -> str:
-    column = TIME_COLUMNS[parent]
-    return f"{column} >= '{month['from']}Z' AND {column} < '{month['to']}Z'"
-
-
 def _copy(connection: Any, parent: str, months: list[Record], since: str | None = None) -> tuple[int, str]:
     """Copy the default's rows to the months' tables: all, or those newer than the snapshot with xmin `since`.
 
@@ -141,14 +129,14 @@ def _copy(connection: Any, parent: str, months: list[Record], since: str | None 
     newer = f"AND {NEWER_THAN.format(xmin=since)}" if since else ""
     copied = 0
     for month in months:
-        rows = f"SELECT * FROM {parent}_default WHERE {_range(parent, month)} {newer}"
+        rows = f"SELECT * FROM {parent}_default WHERE {month['condition']} {newer}"
         connection.run(f"INSERT INTO {month['table']} {rows} ON CONFLICT DO NOTHING")
         copied += connection.row_count
     return copied, xmin
 
 
 def _swap(
-    connection: Any, parent: str, months: list[Record], targets: list[str], copied: int, xmin: str
+    connection: Any, parent: str, months: list[Record], keys: list[Record], copied: int, xmin: str
 ) -> tuple[int, float]:
     """Replace the default's rows by the months' tables; return how many moved, and for how many ms writers waited.
 
@@ -158,15 +146,15 @@ def _swap(
     started = time.monotonic()
     with transaction(connection):
         # The parent first: an insert that had passed it would wait at the default, then meet changed constraints.
-        connection.run(f"LOCK TABLE {', '.join([*targets, f'ONLY {parent}'])} IN SHARE ROW EXCLUSIVE MODE")
+        tables = ", ".join([*(key["target"] for key in keys), f"ONLY {parent}"])
+        connection.run(f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")
         connection.run(f"LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE")
-        newer = NEWER_THAN.format(xmin=xmin)
-        connection.run(f"CREATE TEMP TABLE late ON COMMIT DROP AS SELECT * FROM {default} WHERE {newer}")
+        late = f"SELECT * FROM {default} WHERE {NEWER_THAN.format(xmin=xmin)}"
+        connection.run(f"CREATE TEMP TABLE late ON COMMIT DROP AS {late}")
         ((total,),) = connection.run(f"SELECT count(*) FROM {default}")
         connection.run(f"TRUNCATE {default}")
         for month in months:
-            bounds = f"FROM ('{month['from']}T00:00:00Z') TO ('{month['to']}T00:00:00Z')"
-            connection.run(f"ALTER TABLE {parent} ATTACH PARTITION {month['table']} FOR VALUES {bounds}")
+            connection.run(f"ALTER TABLE {parent} ATTACH PARTITION {month['table']} FOR VALUES {month['bounds']}")
             connection.run(f"ALTER TABLE {month['table']} DROP CONSTRAINT partition_to_be")
         connection.run(f"INSERT INTO {parent} SELECT * FROM late ON CONFLICT DO NOTHING")
         if copied + connection.row_count != total:

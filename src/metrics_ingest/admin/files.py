@@ -39,28 +39,24 @@ class Chunk:
 def read_chunks(path: str, as_csv: bool) -> Iterator[Chunk]:
     """Read a file, or standard input for `-`. Raise ClickException when it cannot be read."""
     try:
-        yield from _chunks(path, as_csv)
+        with click.open_file(path, "rb") as opened:
+            raw: Any = opened if hasattr(opened, "peek") else io.BufferedReader(opened)
+            file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            if as_csv or path.removesuffix(".gz").endswith(".csv"):
+                text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+                lines = _csv_lines(text, path)
+            else:
+                lines = _json_lines(file)
+            position = 0
+            for number in itertools.count():
+                chunk = list(itertools.islice(lines, CHUNK))
+                if not chunk:
+                    return
+                key = f"load-{number}-{hashlib.sha256(chunk[0][1]).hexdigest()}"
+                start, position = position, raw.tell() if raw.seekable() else 0
+                yield Chunk(path, key, [metric for _, metric in chunk], [line for line, _ in chunk], position - start)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise click.ClickException(f"{path}: {error}") from error
-
-
-def _chunks(path: str, as_csv: bool) -> Iterator[Chunk]:
-    with click.open_file(path, "rb") as opened:
-        raw: Any = opened if hasattr(opened, "peek") else io.BufferedReader(opened)
-        file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-        if as_csv or path.removesuffix(".gz").endswith(".csv"):
-            text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-            lines = _csv_lines(text, path)
-        else:
-            lines = _json_lines(file)
-        position = 0
-        for number in itertools.count():
-            chunk = list(itertools.islice(lines, CHUNK))
-            if not chunk:
-                return
-            key = f"load-{number}-{hashlib.sha256(chunk[0][1]).hexdigest()}"
-            start, position = position, raw.tell() if raw.seekable() else 0
-            yield Chunk(path, key, [metric for _, metric in chunk], [line for line, _ in chunk], position - start)
 
 
 def _json_lines(file: Iterable[bytes]) -> Iterator[Line]:

@@ -50,7 +50,6 @@ VIOLATIONS = {
     "metric_types_name_format": "{!r} is no valid name: use a small letter, then up to 63 small letters, digits and _",
     "metric_types_range_not_empty": "the range of {} is empty: --min is above --max",
 }
-STRING_TOO_LONG = "22001"  # SQLSTATE
 
 
 @click.group()
@@ -156,7 +155,7 @@ def _run(connection: Any, sql: str, values: Record) -> None:
         constraint = error.args[0].get("n")
         if constraint in VIOLATIONS:
             raise click.ClickException(VIOLATIONS[constraint].format(values["metric_type"])) from error
-        if sqlstate(error) == STRING_TOO_LONG:
+        if sqlstate(error) == "22001":  # string too long
             raise click.ClickException("a name has 64 characters at most, a unit 32") from error
         raise
 

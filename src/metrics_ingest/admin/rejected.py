@@ -3,7 +3,6 @@
 import base64
 from collections import Counter
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import click
@@ -39,26 +38,24 @@ DELETE = """
     DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
     WHERE received_at = done.at AND rejected_id = done.id
 """
-# The options that select rejected metrics: name, the condition on its value, type and help.
-SELECTION = (
-    ("--since", "received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
-    ("--code", "{} = ANY (codes)", str, "Only metrics rejected with this error code."),
-    ("--route", "route = {}", str, "Only metrics sent to this function: ingest or ingest_batch."),
-    ("--key", "key_name = {}", str, "Only metrics sent with the API key of this name."),
-)
+# The options that select rejected metrics: the condition on its value, type and help of each.
+SELECTION = {
+    "since": ("received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
+    "code": ("{} = ANY (codes)", str, "Only metrics rejected with this error code."),
+    "route": ("route = {}", str, "Only metrics sent to this function: ingest or ingest_batch."),
+    "key": ("key_name = {}", str, "Only metrics sent with the API key of this name."),
+}
 
 
 def selection(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of SELECTION to a command, which gets their WHERE clause as `condition`."""
+    """Add the options of SELECTION to a command."""
+    for name, (_, kind, text) in reversed(SELECTION.items()):
+        command = click.option(f"--{name}", type=kind, help=text)(command)
+    return command
 
-    @wraps(command)
-    def wrapper(**options: Any) -> None:
-        chosen = {condition: options.pop(name.strip("-")) for name, condition, _, _ in SELECTION}
-        command(condition=where(chosen), **options)
 
-    for name, _, kind, text in reversed(SELECTION):
-        wrapper = click.option(name, type=kind, help=text)(wrapper)
-    return wrapper
+def _where(options: Record) -> str:
+    return where({SELECTION[name][0]: value for name, value in options.items()})
 
 
 @click.group()
@@ -73,20 +70,20 @@ def command() -> None:
 @command.command(short_help="Count rejected metrics by error code.")
 @selection
 @JSON_OPTION
-def summary(condition: str, as_json: bool) -> None:
+def summary(as_json: bool, **options: Any) -> None:
     """Count rejected metrics by error code, function and API key, with an example of each."""
     with open_connection() as connection:
-        print_rows(query(connection, SUMMARY.format(where=condition)), as_json=as_json, title="rejected metrics")
+        print_rows(query(connection, SUMMARY.format(where=_where(options))), as_json=as_json, title="rejected metrics")
 
 
 @command.command("list", short_help="List rejected metrics as they were sent.")
 @selection
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="List at most this many.")
 @JSON_OPTION
-def list_rejected(condition: str, limit: int, as_json: bool) -> None:
+def list_rejected(limit: int, as_json: bool, **options: Any) -> None:
     """List rejected metrics as they were sent, the oldest first."""
     with open_connection() as connection:
-        rows = query(connection, LIST.format(where=condition, limit=limit))
+        rows = query(connection, LIST.format(where=_where(options), limit=limit))
     for row in rows:
         row["payload"] = _printable(row["payload"])
     print_rows(rows, as_json=as_json, title="rejected metrics")
@@ -104,7 +101,7 @@ def _printable(payload: bytes) -> str:
 @command.command(short_help="Store rejected metrics whose error is fixed.")
 @selection
 @JSON_OPTION
-def replay(condition: str, as_json: bool) -> None:
+def replay(as_json: bool, **options: Any) -> None:
     """Validate and store rejected metrics again, for example after a missing metric type was added.
 
     What is stored now, or was stored before (`duplicates`), is removed from the rejected metrics. The rest stays there.
@@ -115,7 +112,7 @@ def replay(condition: str, as_json: bool) -> None:
     with open_connection() as connection:
         while rows:
             with transaction(connection):
-                rows = query(connection, NEXT.format(where=condition, limit=BATCH), **after)
+                rows = query(connection, NEXT.format(where=_where(options), limit=BATCH), **after)
                 _replay(connection, rows, counts)
             if rows:
                 after = {"after_at": rows[-1]["received_at"], "after_id": rows[-1]["rejected_id"]}

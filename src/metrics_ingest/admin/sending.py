@@ -23,7 +23,7 @@ Report = dict[str, Any]  # the body of a reply of ingest_batch
 
 
 class Sender:
-    """Posts chunks, each until it is answered or `retry_for_s` seconds are over. Threads may share it."""
+    """Posts chunks, and retries each for `retry_for_s` seconds. Threads may share it."""
 
     def __init__(self, url: str, api_key: str | None, retry_for_s: float) -> None:
         try:
@@ -40,11 +40,7 @@ class Sender:
         self.stopped = Event()  # when it is set, `send` gives up instead of trying again
 
     def send(self, chunk: Chunk) -> Report:
-        """Send the chunk and return the report.
-
-        Raise ClickException for a reply that a retry does not change, Unreachable when the time is over, and
-        KeyboardInterrupt when it was stopped.
-        """
+        """Return the report. Raise ClickException for a final error, Unreachable when the time to retry is over."""
         body = gzip.compress(b"\n".join(chunk.metrics), compresslevel=1)
         headers = self._headers | {"Idempotency-Key": chunk.idempotency_key}
         deadline = time.monotonic() + self._retry_for_s
@@ -53,7 +49,7 @@ class Sender:
             try:
                 reply = self._session().post(self._url, data=body, headers=headers, timeout=TIMEOUT_S)
             except (self._requests.ConnectionError, self._requests.Timeout) as error:
-                reason = f"cannot reach {self._url}: {_root_cause(error)}"
+                reason = f"cannot reach {self._url}: {getattr(error.args[0], 'reason', error)}"
             except self._requests.RequestException as error:
                 raise click.ClickException(f"{self._url}: {error}") from error
             else:
@@ -82,13 +78,6 @@ class Sender:
         detail = body.get("detail", reply.reason) if isinstance(body, dict) else reply.reason
         lines = f"{chunk.file}, lines {chunk.lines[0]} to {chunk.lines[-1]}"
         raise click.ClickException(f"{self._url} answers {reply.status_code} to {lines}: {detail}")
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Return the first error of a chain: the operating system's, which requests and urllib3 have wrapped."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return error
 
 
 def send_all(chunks: Iterable[Chunk], sender: Sender, parallel: int) -> Iterator[tuple[Chunk, Report]]:

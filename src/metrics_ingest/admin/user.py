@@ -11,7 +11,7 @@ from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, prin
 from metrics_ingest.storage.driver import sqlstate
 
 BATCH = 10_000
-FOREIGN_KEY_VIOLATION = "23503"  # SQLSTATE
+FOREIGN_KEY_VIOLATION = "23503"
 
 # A payload may spell a UUID in any accepted way: with capitals, braces, urn:uuid: or without hyphens.
 NAMES_USER = "translate(lower(encode(payload, 'escape')), '-', '') LIKE '%' || CAST(:hex AS text) || '%'"
@@ -87,8 +87,7 @@ def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
     with database.open_connection() as connection:
         user = _find(connection, user_id)
         if not yes:
-            question = f"Erase {user['name']} with {user['metrics']:,} metrics, for good?"
-            click.confirm(question, abort=True, err=True)
+            click.confirm(f"Erase {user['name']} with {user['metrics']:,} metrics, for good?", abort=True, err=True)
         # A drain under way would restore erased rows from its copy.
         database.advisory_lock(connection, database.PARTITIONS_LOCK)
         metrics = _erase_in_batches(connection, ERASE_METRICS, user_id=user_id)
