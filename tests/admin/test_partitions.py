@@ -311,10 +311,10 @@ def test_sql_function_waits_for_the_lock_that_commands_take(console: Console, na
     """The names of advisory locks are the same in Python and in SQL."""
     command, other = console.connect(), console.connect()
     database.advisory_lock(command, name)
-    other.run("SET lock_timeout = 100")
-    with pytest.raises(DatabaseError, match="lock timeout"):
+    other.run("SET statement_timeout = 300")
+    with pytest.raises(DatabaseError, match="statement timeout"):
         other.run(statement)
     command.close()
-    other.run("SET lock_timeout = 0")
+    other.run("SET statement_timeout = 0")
     other.run(statement)
     other.close()
