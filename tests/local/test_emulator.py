@@ -1,4 +1,4 @@
-"""`make run`: the cloud on one port, and what it says when it cannot."""
+"""`make run`: all functions on one port, and one clear line when it cannot start."""
 
 import os
 import signal
