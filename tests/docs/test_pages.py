@@ -143,7 +143,7 @@ def test_every_command_is_documented() -> None:
     context = click.Context(main)
     existing = {}
     for name in main.list_commands(context):
-        command = main.get_command(context, name)
+        _, command, _ = main.resolve_command(context, [name])
         existing[name] = set(command.list_commands(context)) if isinstance(command, click.Group) else set()
     kinds = {"duration", "counter", "gauge", "score", "flag"}
     assert {name: rest for name, rest in documented.items() if name not in kinds} == existing
