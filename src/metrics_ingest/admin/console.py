@@ -15,6 +15,8 @@ from typing import Any
 import click
 
 from metrics_ingest.settings import BadSetting, Database, read_database
+from metrics_ingest.storage.driver import reason_of
+from metrics_ingest.storage.driver import sqlstate as sqlstate  # for the commands
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for scripts.")
 Row = dict[str, Any]
@@ -67,28 +69,17 @@ def connected() -> Iterator[Any]:
     try:
         connection = connect(database(), None)
     except (pg8000.native.DatabaseError, pg8000.native.InterfaceError, OSError) as error:
-        raise Unreachable(f"cannot reach the database: {_reason(error)}") from error
+        raise Unreachable(f"cannot reach the database: {reason_of(error)}") from error
     try:
         connection.run("SET timezone = 'UTC'")
         yield connection
     except pg8000.native.DatabaseError as error:
-        raise Refused(f"the database refused: {_reason(error)}") from error
+        raise Refused(f"the database refused: {reason_of(error)}") from error
     except pg8000.native.InterfaceError as error:
-        raise Unreachable(f"the connection to the database was lost: {_reason(error)}") from error
+        raise Unreachable(f"the connection to the database was lost: {reason_of(error)}") from error
     finally:
         with suppress(pg8000.native.InterfaceError, OSError):  # it may be broken already
             connection.close()
-
-
-def sqlstate(error: Exception) -> str:
-    """The SQLSTATE of a pg8000 DatabaseError."""
-    fields = error.args[0] if error.args else None
-    return str(fields.get("C", "")) if isinstance(fields, dict) else ""
-
-
-def _reason(error: Exception) -> str:
-    fields = error.args[0] if error.args else None
-    return f"{fields.get('M')} ({fields.get('C')})" if isinstance(fields, dict) else str(error)
 
 
 def query(connection: Any, sql: str, **parameters: Any) -> list[Row]:

@@ -128,7 +128,7 @@ def replay(since: Any, code: Any, route: Any, key_name: Any, as_json: bool) -> N
 
 
 def _replay(connection: Any, rows: list[Row], counts: Counter[str]) -> None:
-    from metrics_ingest.storage.connection import execute_blocking
+    from metrics_ingest.storage.lane import execute_blocking
     from metrics_ingest.storage.operations import Operation
 
     sound: list[tuple[Row, Any]] = []
