@@ -60,10 +60,11 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
     stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
     lines = list(islice(filter(None, stripped), settings().max_batch + 1))
     _check_count(len(lines))
-    if all(line.startswith(b"{") for line in lines):
+    # A line could hold two metrics, and the next two half of one. Here it cannot: all "{" are at the beginning of a line,
+    # so when there are as many metrics as lines, each of them begins a metric.
+    if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
             metrics = _array().validate_json(b"[" + b",".join(lines) + b"]")
-            # Within a valid metric ",{" cannot occur, so each line begins a metric, and equal counts mean one a line.
             if len(metrics) == len(lines):
                 return _complete(metrics, key)
     return _validate_each(metric.read, lines, key)

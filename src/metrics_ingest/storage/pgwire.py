@@ -27,12 +27,9 @@ class Statement(NamedTuple):
     answer: bytes
 
 
-JSON, TEXT = 114, 25
-BOOL, BOOLS = 16, 1000
-UUID, UUIDS = 2950, 2951
-TIMESTAMPTZ, TIMESTAMPTZS = 1184, 1185
-FLOAT8, FLOAT8S = 701, 1022
-TEXTS = 1009
+# OIDs of types, and of their arrays (pg_type).
+JSON, TEXT, BOOL, UUID, TIMESTAMPTZ, FLOAT8 = 114, 25, 16, 2950, 1184, 701
+TEXTS, BOOLS, UUIDS, TIMESTAMPTZS, FLOAT8S = 1009, 1000, 2951, 1185, 1022
 
 BINARY = struct.pack("!hh", 1, 1)  # one format code, for all parameters
 AS_TEXT = struct.pack("!h", 0)  # no format codes: results are text
@@ -141,9 +138,10 @@ def _messages(sql: str, parameters: Sequence[Parameter]) -> bytes:
     count = struct.pack("!h", len(parameters))
     oids = struct.pack(f"!{len(parameters)}i", *(parameter.oid for parameter in parameters))
     values = b"".join([struct.pack("!i", len(value)) + value for _, value in parameters])
-    parse = b"".join((b"\0", sql.encode(), b"\0", count, oids))
+    parse = b"\0" + sql.encode() + b"\0" + count + oids
     bind = b"".join((b"\0\0", BINARY, count, values, AS_TEXT))
-    return b"".join((_message_start(b"P", parse), parse, _message_start(b"B", bind), bind, EXECUTE))
+    lengths = struct.pack("!i", len(parse) + 4), struct.pack("!i", len(bind) + 4)
+    return b"".join((b"P", lengths[0], parse, b"B", lengths[1], bind, EXECUTE))
 
 
 def json(text: bytes) -> Parameter:
@@ -175,10 +173,6 @@ def booleans(values: Sequence[bool]) -> Parameter:
 def texts(values: Sequence[str]) -> Parameter:
     """An array of text. The encoding of each is cached, because the same few metric types come again and again."""
     return Parameter(TEXTS, _array_header(TEXT, len(values)) + b"".join(map(_text_with_length, values)))
-
-
-def _message_start(code: bytes, body: bytes) -> bytes:
-    return code + struct.pack("!i", len(body) + 4)
 
 
 def _array_header(oid: int, count: int) -> bytes:

@@ -9,6 +9,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from typing import Any
@@ -28,25 +29,16 @@ EXPIRY_CHECK_S = 0.25
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class PendingWrite:
     """One request's items, from their arrival until they are committed, refused or expired."""
 
-    __slots__ = ("commit", "deadline", "items", "may_be_stored", "operation", "result")
-
-    def __init__(
-        self,
-        operation: Operation,
-        items: Sequence[Any],
-        commit: Commit,
-        deadline: float,
-        result: asyncio.Future[list[Outcome]],
-    ) -> None:
-        self.operation = operation
-        self.items = items
-        self.commit = commit
-        self.deadline = deadline  # in the event loop's time
-        self.result = result
-        self.may_be_stored = False  # a connection was lost when its transaction may have been committed
+    operation: Operation
+    items: Sequence[Any]
+    commit: Commit
+    deadline: float  # in the event loop's time
+    result: asyncio.Future[list[Outcome]]
+    may_be_stored: bool = False  # a connection was lost when its transaction may have been committed
 
     def finish(self, result: list[Outcome] | Exception) -> None:
         """Hand the result to the request, unless it has one or does not wait any more."""
