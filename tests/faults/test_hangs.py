@@ -107,7 +107,7 @@ def test_no_connection_left(mortal: Mortal, line: Line) -> None:
         eventually(lambda: not held[0].run(theirs))
         take_all(mortal, held)
         check_unavailable(line.send())
-    assert "53300: " in line.ingest.log
+    assert " (53300)" in line.ingest.log
     check_recovered(line)
 
 

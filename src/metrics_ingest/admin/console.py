@@ -15,8 +15,6 @@ from typing import Any
 import click
 
 from metrics_ingest.settings import BadSetting, Database, read_database
-from metrics_ingest.storage.driver import reason_of
-from metrics_ingest.storage.driver import sqlstate as sqlstate  # for the commands
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for scripts.")
 Row = dict[str, Any]
@@ -64,7 +62,7 @@ def connected() -> Iterator[Any]:
     """A pg8000 connection in UTC. What the database says no to becomes Refused, a lost connection Unreachable."""
     import pg8000.native
 
-    from metrics_ingest.storage.driver import connect
+    from metrics_ingest.storage.driver import connect, reason_of
 
     try:
         connection = connect(database(), None)

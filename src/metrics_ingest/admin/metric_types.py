@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, connected, query, show, sqlstate
+from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, connected, query, show
+from metrics_ingest.storage.driver import sqlstate
 
 # What a kind of metric is aggregated by, the usual first, and the range that it has by nature.
 AGGREGATIONS = {

@@ -17,7 +17,8 @@ from typing import Any
 import click
 import pg8000.native
 
-from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, confirmed, connected, query, show, sqlstate
+from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, confirmed, connected, query, show
+from metrics_ingest.storage.driver import sqlstate
 
 TABLES = {"metrics": "timestamp", "rejected_metrics": "received_at"}
 # Less than PostgreSQL's deadlock_timeout of a second: should ingestion and maintenance ever wait for each other, it is

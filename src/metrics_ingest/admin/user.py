@@ -5,8 +5,9 @@ from uuid import UUID
 
 import click
 
-from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, confirmed, connected, query, show, sqlstate
+from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, confirmed, connected, query, show
 from metrics_ingest.admin.partitions import LOCK
+from metrics_ingest.storage.driver import sqlstate
 
 BATCH = 10_000
 

@@ -60,7 +60,7 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
     stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
     lines = list(islice(filter(None, stripped), settings().max_batch + 1))
     _check_count(len(lines))
-    # A line could hold two metrics, and the next two half of one. Here it cannot: all "{" are at the beginning of a line,
+    # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
     # so when there are as many metrics as lines, each of them begins a metric.
     if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
