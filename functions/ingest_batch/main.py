@@ -18,7 +18,7 @@ async def ingest_batch(request: Request) -> Response:
 
 
 async def store_many(body: bytes, headers: Headers) -> Response:
-    """Every metric is stored, a duplicate or rejected when this returns; strictly, all of them or none are stored."""
+    """Store the valid metrics, or with `Prefer: handling=strict` all or none; the reply accounts for every one."""
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = prefers_strict(headers)
     report = await store(parse(body, idempotency_key(headers)), strict=strict)

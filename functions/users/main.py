@@ -1,4 +1,4 @@
-"""POST /users/: register the user whom metrics belong to, or update its name and email."""
+"""POST /users/: register a user, to whom metrics belong, or update name and email."""
 
 import functions_framework.aio
 from pydantic_core import to_json
@@ -18,7 +18,7 @@ async def users(request: Request) -> Response:
 
 
 async def store_user(body: bytes, headers: Headers) -> Response:
-    """201 for a new user, 200 for one that existed, with what is stored now."""
+    """Register or update the user; reply 201 for a new user, 200 for an existing one, with what is stored now."""
     user, created = await register(parse(body, idempotency_key(headers)))
     return Reply(201 if created else 200, to_json(user))
 

@@ -1,4 +1,4 @@
-"""Until when this process may work: all that is in progress when SIGTERM comes must end in time."""
+"""The deadline of a process that is shutting down: what is in progress at SIGTERM must be answered in time."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ SHUTDOWN_S = 7.0  # Cloud Run sends SIGKILL ten seconds after SIGTERM
 
 
 class ShutdownDeadline:
-    """Until when this process may work, in the loop's time: for ever, and from SIGTERM on SHUTDOWN_S more."""
+    """`until` is when requests must be answered, in the loop's time: infinity, and SHUTDOWN_S after SIGTERM."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -21,12 +21,12 @@ class ShutdownDeadline:
 
             def begin(number: int, frame: FrameType | None) -> None:
                 self.until = min(self.until, self._loop.time() + SHUTDOWN_S)
-                server(number, frame)  # the server closes its listeners, and ends when all is answered
+                server(number, frame)  # the server closes its listeners, and exits when everything is answered
 
             signal.signal(signal.SIGTERM, begin)
 
 
 @cache
 def shutdown_deadline() -> ShutdownDeadline:
-    """This process's, made by its first request: the server has taken the signals over by then."""
+    """This process's deadline, made by its first request, because by then the server has installed its handlers."""
     return ShutdownDeadline()

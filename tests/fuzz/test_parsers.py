@@ -21,7 +21,7 @@ from metrics_ingest.http.bodies import check_structure, gunzip
 from metrics_ingest.http.replies import problem, report_body
 from metrics_ingest.model import batch
 from metrics_ingest.model import user as users
-from metrics_ingest.model.metric import EARLIEST, Row
+from metrics_ingest.model.metric import EARLIEST, MetricRow
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.ingest import Report
 
@@ -36,7 +36,7 @@ def environment() -> Iterator[None]:
     settings.cache_clear()
 
 
-def is_allowed(row: Row) -> bool:
+def is_allowed(row: MetricRow) -> bool:
     """The contract's rules, in other words than the code's."""
     user_id, microseconds, metric_id, session_id, metric_type, value = row
     return (

@@ -11,7 +11,7 @@ from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, prin
 from metrics_ingest.admin.database import open_connection, query, transaction, where
 from metrics_ingest.errors import RequestRefused
 from metrics_ingest.model import metric as model
-from metrics_ingest.storage.connection import execute_blocking
+from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
 
 BATCH = 1_000

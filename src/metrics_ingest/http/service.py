@@ -20,7 +20,7 @@ from metrics_ingest.http.bodies import SMALL, check_structure, gunzip
 from metrics_ingest.http.cors import Cors, preflight
 from metrics_ingest.http.headers import JSON, NDJSON, Headers, combined, media_type
 from metrics_ingest.http.replies import Reply, problem, protocol_of
-from metrics_ingest.model.metric import shown
+from metrics_ingest.model.validation import excerpt
 from metrics_ingest.server.deadlines import Arrivals
 from metrics_ingest.settings import Settings, settings
 from metrics_ingest.storage.operations import Operation
@@ -150,13 +150,15 @@ class Service:
         sent = media_type(headers)
         if sent not in self._media_types:
             wanted = " or ".join(known.decode() for known in self._media_types)
-            raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {shown(sent.decode('latin-1'))}"))
+            raise RequestRefused(
+                Fault("unsupported_media_type", f"send {wanted}, not {excerpt(sent.decode('latin-1'))}")
+            )
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b"gzip", b"x-gzip"):
             raise RequestRefused(
                 Fault(
                     "unsupported_encoding",
-                    f"send the body as it is or as gzip, not as {shown(encoding.decode('latin-1'))}",
+                    f"send the body as it is or as gzip, not as {excerpt(encoding.decode('latin-1'))}",
                 ),
                 headers={"Accept-Encoding": "gzip, identity"},
             )
