@@ -96,9 +96,11 @@ fill() {
 service() { echo "$PREFIX-${1//_/-}" | sed "s/^$PREFIX-$PREFIX-/$PREFIX-/"; }
 
 rm -rf "$MANIFESTS" && mkdir -p "$MANIFESTS"
-FUNCTION=ingest SERVICE=$(service ingest) fill service.yaml ingest
-FUNCTION=ingest_batch SERVICE=$(service ingest_batch) CONCURRENCY=$BATCH_CONCURRENCY fill service.yaml ingest_batch
-FUNCTION=users SERVICE=$(service users) fill service.yaml users
+for function in "${FUNCTIONS[@]}"; do
+  concurrency=$CONCURRENCY
+  [ "$function" != ingest_batch ] || concurrency=$BATCH_CONCURRENCY
+  FUNCTION=$function SERVICE=$(service "$function") CONCURRENCY=$concurrency fill service.yaml "$function"
+done
 if [ "${1:-}" = manifests ]; then
   fill kubernetes-jobs.yaml jobs
   echo "$MANIFESTS"

@@ -1,5 +1,9 @@
 """POST /ingest/: one metric."""
 
+from metrics_ingest import server
+
+server.install()
+
 from uuid import UUID
 
 import functions_framework.aio
@@ -20,7 +24,7 @@ async def ingest(request: Request) -> Response:
 
 
 async def store_one(body: bytes, headers: Headers) -> Response:
-    """A batch of one: the metric is stored when this returns, and the answer says whether it had been before."""
+    """Store one metric and reply 200 after the commit, also where it was stored before."""
     report = await store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])

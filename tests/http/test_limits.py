@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from starlette.requests import Request
 
-from metrics_ingest.errors import Overloaded, RequestRefused
-from metrics_ingest.http.bodies import MEMBERS, check_structure, gunzip
+from metrics_ingest.errors import Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.http.bodies import GZIP_MEMBERS, LARGE_BODIES, Memory, Reservation, check_structure, gunzip
 from metrics_ingest.http.headers import combined
 from metrics_ingest.http.replies import Reply
-from metrics_ingest.http.service import LARGE_BODIES, Service
+from metrics_ingest.http.service import Service
 from support.processes import Postgres, Server, Stack, eventually, function, in_a_new_process
 from support.raw import exchange, post
 
@@ -180,9 +181,6 @@ def test_bomb_is_defused_while_it_unpacks(own: dict[str, Server]) -> None:
     assert peak.growth < 6 * LIMIT
 
 
-REFUSED = RequestRefused.__new__(RequestRefused)
-
-
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
@@ -194,20 +192,20 @@ REFUSED = RequestRefused.__new__(RequestRefused)
         (b"", "too early"),
         (zlib.compress(b"{}"), "incorrect header"),
         (gzip.compress(b"{}")[:-8] + bytes(8), "incorrect data check"),
-        (gzip.compress(b"") * (MEMBERS + 1), "members"),
+        (gzip.compress(b"") * (GZIP_MEMBERS + 1), "members"),
     ],
 )
 def test_broken_gzip_is_malformed(packed: bytes, reason: str) -> None:
     with pytest.raises(RequestRefused, match=reason) as caught:
-        gunzip(packed, 100, REFUSED)
+        gunzip(packed, 100)
     assert caught.value.code == "malformed_json"
 
 
 def test_members_are_one_body_and_cost_linear_time() -> None:
     parts = [b'{"a":', b"", b"1}"]
-    assert gunzip(b"".join(map(gzip.compress, parts)), 100, REFUSED) == b'{"a":1}'
+    assert gunzip(b"".join(map(gzip.compress, parts)), 100) == b'{"a":1}'
     start = time.monotonic()
-    gunzip(gzip.compress(b" ") * (MEMBERS - 1) + gzip.compress(bytes(range(256)) * 30_000, 0), LIMIT, REFUSED)
+    gunzip(gzip.compress(b" ") * (GZIP_MEMBERS - 1) + gzip.compress(bytes(range(256)) * 30_000, 0), LIMIT)
     assert time.monotonic() - start < 2
 
 
@@ -219,8 +217,6 @@ def test_body_in_many_pieces_is_read_in_linear_time(library: None) -> None:
 
     async def receive() -> Any:
         return next(pieces)
-
-    from starlette.requests import Request
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     start = time.monotonic()
@@ -240,17 +236,51 @@ def test_batch_with_more_fields_than_known_is_still_told_of_each() -> None:
     check_structure(json.dumps([{f"k{i}": i for i in range(10)}] * 10_000).encode(), 10_000)
 
 
-def test_overloaded_is_what_a_large_body_meets_when_there_is_no_room(library: None) -> None:
-    async def handler(body: bytes, headers: Any) -> Reply:
-        raise AssertionError
+def test_unpacked_size_is_refused_with_its_own_code() -> None:
+    assert gunzip(gzip.compress(b" " * 100), 100) == b" " * 100
+    with pytest.raises(RequestRefused, match="100 bytes at most") as caught:
+        gunzip(gzip.compress(b" " * 101), 100)
+    assert caught.value.code == "payload_too_large"
 
-    service = Service("ingest", handler)
-    with service._hold() as take:
-        take(LARGE_BODIES * LIMIT)
-        with pytest.raises(Overloaded), service._hold() as another:
-            another(1)
-    with service._hold() as take:
-        take(LARGE_BODIES * LIMIT)
+
+def test_large_body_without_free_memory_is_overloaded() -> None:
+    memory = Memory(100)
+    first, second = Reservation(memory), Reservation(memory)
+    first.add(100)
+    with pytest.raises(Overloaded):
+        second.add(1)
+    second.release()
+    first.release()
+    second.add(100)
+
+
+def test_memory_of_a_body_is_free_again_after_each_reply(library: None) -> None:
+    """Also where the handler, the size or the gzip failed."""
+
+    async def handler(body: bytes, headers: Any) -> Reply:
+        raise StoreUnavailable("for the test")
+
+    async def send(service: Service, body: bytes, *fields: tuple[bytes, bytes]) -> int:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": list(fields)}
+        return (await service.respond(Request(scope, receive))).status_code
+
+    async def all_of_them() -> list[int]:
+        service = Service("ingest", handler)
+        free = service._memory.free
+        packed = (b"content-encoding", b"gzip")
+        statuses = [
+            await send(service, b" " * 1_000_000),
+            await send(service, b" " * (LIMIT + 1)),
+            await send(service, gzip.compress(b"{}"), packed),
+            await send(service, b"no gzip", packed),
+        ]
+        assert service._memory.free == free == LARGE_BODIES * LIMIT
+        return statuses
+
+    assert asyncio.run(in_a_new_process(all_of_them())) == [503, 413, 503, 400]
 
 
 FLOODS = {

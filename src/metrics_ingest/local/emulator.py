@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http import openapi
+from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
 
-FUNCTIONS = ("ingest", "ingest_batch", "users")
 WELCOME = """\
 metrics-ingest is ready:
 {routes}
@@ -62,7 +62,7 @@ DOCS = """<!DOCTYPE html>
 
 
 class Dispatcher:
-    """The first path segment picks the function; the path is passed on as it is, with or without a trailing slash."""
+    """Passes each request to the function that owns its path. The path is not changed."""
 
     def __init__(self, functions: dict[str, ASGIApp]) -> None:
         self._functions = functions
@@ -71,8 +71,12 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
         segment = scope["path"].strip("/").partition("/")[0]
-        app = self._docs if segment in ("docs", "openapi.json") else self._functions.get(segment)
-        if app is None:
+        function = owner(scope["path"])
+        if segment in ("docs", "openapi.json"):
+            app = self._docs
+        elif function:
+            app = self._functions[function.name]
+        else:
             is_index = not segment and scope["method"] in ("GET", "HEAD")
             app = (
                 Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
@@ -107,7 +111,8 @@ def _not_found(scope: Scope) -> Response:
 
 def load(directory: Path) -> Dispatcher:
     """Load every function below `directory` (functions/<name>/main.py)."""
-    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in FUNCTIONS})
+    names = [function.name for function in FUNCTIONS]
+    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in names})
 
 
 def main() -> None:
@@ -164,7 +169,9 @@ def _migrate() -> None:
 
 
 def _announce(base: str, look: str) -> None:
-    routes = "\n".join(f"  POST {base}/{name}/" for name in FUNCTIONS)
+    routes = "\n".join(
+        f"  {method} {base}{path}" for function in FUNCTIONS for method in function.methods for path in function.paths
+    )
     sys.stdout.write(WELCOME.format(routes=routes, base=base, look=look))
     sys.stdout.flush()
 

@@ -1,6 +1,7 @@
 """pg8000: how a connection is made from the settings, and what its errors mean."""
 
 import ssl
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -57,12 +58,25 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
 def _connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
     try:
         return pg8000.native.Connection(**connection_arguments(database, timeout_s))
-    except pg8000.native.InterfaceError as error:
-        # A server that says no has hung up already when pg8000 says goodbye, and that error hides the server's.
-        told: BaseException | None = error
-        while told is not None and not isinstance(told, pg8000.native.DatabaseError):
-            told = told.__context__
-        raise (told or error) from error.__cause__
+    except (pg8000.native.InterfaceError, pg8000.native.DatabaseError, OSError) as error:
+        raise _server_error(error) from error.__cause__
+
+
+def _server_error(error: BaseException) -> BaseException:
+    """Return what the server said when it refused a connection, else `error`.
+
+    A server that refuses a connection closes it, so that pg8000's attempt to close it, too, raises InterfaceError. Its
+    context is the server's DatabaseError. The frames of both are cleared, because they refer to the socket and, by a
+    reference cycle of pg8000's, to the error: the socket would stay open until the garbage collector runs.
+    """
+    found = error
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        if isinstance(error, pg8000.native.InterfaceError) and isinstance(link, pg8000.native.DatabaseError):
+            found = link
+        link = link.__context__
+    return found
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:

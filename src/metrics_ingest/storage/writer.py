@@ -5,7 +5,6 @@ WRITE_LANES connections whatever its concurrency, and nothing is left to do afte
 """
 
 import asyncio
-import gc
 import logging
 import random
 from collections import deque
@@ -212,7 +211,6 @@ def _settle(job: Job, result: list[Outcome] | Exception) -> None:
 @cache
 def writer() -> Writer:
     """This process's writer, made by its first request: functions-framework imports before it forks."""
-    gc.freeze()  # what is loaded by now stays; not even the first collection, of 20 ms, is worth its time
     chosen = settings()
     seen = SeenSessions()
     stores = [Connection(chosen.database, seen) for _ in range(chosen.write_lanes)]
