@@ -9,7 +9,7 @@ COPY requirements.lock deploy/build.lock ./
 RUN python -m venv --without-pip /app/venv \
  && pip --python /app/venv/bin/python install --require-hashes -r requirements.lock \
  && pip install --require-hashes -r build.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY migrations migrations
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheel . \

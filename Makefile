@@ -1,4 +1,4 @@
-# metrics-ingest: what a person wants to do with it. `make help` lists the targets.
+# The targets for users and developers of metrics-ingest. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 export PORT HOST DATABASE_URL
@@ -9,7 +9,7 @@ export PORT HOST DATABASE_URL
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-install: .venv/installed ## Make .venv with the package and what it needs (the other targets do it when they must)
+install: .venv/installed ## Create .venv with the package and its dependencies (other targets do this when needed)
 
 .venv/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -20,27 +20,27 @@ install: .venv/installed ## Make .venv with the package and what it needs (the o
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: install ## Serve every function on one port with an embedded PostgreSQL [PORT=8000] [DATABASE_URL=…]
+run: install ## Serve all functions on one port, with an embedded PostgreSQL [PORT=8000] [DATABASE_URL=…]
 	@exec $(BIN)/python -m metrics_ingest.local.emulator
 
 psql: install ## Open psql on the database of `make run` (or read SQL from standard input)
 	@exec $(BIN)/python -m metrics_ingest.local.postgres
 
-test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS=…]
+test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS="-m 'not slow'" for the quick ones]
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: install ## Lint, formatting, types, and the direction of imports
+check: install ## Check lint rules, formatting, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-migrate: install ## Bring the schema of DATABASE_URL up to date
+migrate: install ## Create or update the tables, functions and roles in the database of DATABASE_URL
 	@$(BIN)/metrics-ingest migrate
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-lock: install ## Pin the newest versions that pyproject.toml allows, with hashes
+lock: install ## Write the lock files: the newest versions that pyproject.toml allows, with hashes
 	@$(LOCK) pyproject.toml -o requirements.lock
 	@$(LOCK) --extra local --extra test --extra check --extra build pyproject.toml -o requirements-dev.lock
 	@echo 'hatchling>=1.27' | $(LOCK) - -o deploy/build.lock

@@ -69,9 +69,27 @@ case $AUTH in
   *) fail "AUTH must be keys or iam, not $AUTH" ;;
 esac
 
-for name in MIN_INSTANCES MAX_INSTANCES CONCURRENCY BATCH_CONCURRENCY WORKERS WRITE_LANES DB_CONNECTIONS DB_RESERVED; do
-  case ${!name} in "" | *[!0-9]*) fail "$name must be a whole number, not '${!name}'" ;; esac
-done
+# check PATTERN NAME…: refuse a setting that does not match the pattern as a whole, because it becomes part of commands and of YAML
+check() {
+  local pattern="^($1)$" name
+  for name in "${@:2}"; do
+    [[ ${!name} =~ $pattern ]] || fail "$name must match $pattern, not '${!name}'"
+  done
+}
+check '0|[1-9][0-9]{0,4}' MIN_INSTANCES MAX_INSTANCES CONCURRENCY BATCH_CONCURRENCY WORKERS WRITE_LANES DB_CONNECTIONS DB_RESERVED
+check '[a-z]([a-z0-9-]{0,28}[a-z0-9])?' PREFIX
+check '|[A-Za-z]([A-Za-z0-9.:-]*[A-Za-z0-9])?' PROJECT REGION INSTANCE CONNECTION
+check '[A-Za-z0-9_-]{1,255}' DB_PASSWORD_SECRET DB_OWNER_PASSWORD_SECRET API_KEYS_SECRET
+check '[A-Za-z0-9_.@-]{1,63}' DB_NAME DB_USER DB_OWNER
+check '/[A-Za-z0-9_.:/-]+|[A-Za-z0-9.:-]+' DB_HOST
+check '|disable|prefer|require|verify-ca|verify-full' DB_SSLMODE
+check 'all|internal|internal-and-cloud-load-balancing' INGRESS
+check '[0-9]{1,3}(\.[0-9]{1,3})?|[0-9]{1,6}m' CPU
+check '[1-9][0-9]{0,5}(Mi|Gi|M|G)' MEMORY
+check '[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' TAG
+check '[A-Za-z0-9][A-Za-z0-9_.:/@-]*' IMAGE
+check '[a-zA-Z0-9][a-zA-Z0-9.:@-]*' SERVICE_ACCOUNT
+check '[-0-9A-Za-z*/,]+( [-0-9A-Za-z*/,]+){4}' MAINTENANCE_SCHEDULE
 
 # An instance that scales out must find a connection: all of them together, and not one more than the database has.
 needed=$((MAX_INSTANCES * WORKERS * WRITE_LANES * ${#FUNCTIONS[@]}))
@@ -81,21 +99,33 @@ arithmetic="$MAX_INSTANCES instances × $WORKERS workers × $WRITE_LANES lanes �
 ($DB_CONNECTIONS less $DB_RESERVED reserved); lower MAX_INSTANCES, or raise DB_CONNECTIONS with the instance's max_connections"
 echo "# $arithmetic, of $budget" >&2
 
-# fill TEMPLATE NAME: the template with its ${…} replaced, as $MANIFESTS/NAME.yaml
+# fill TEMPLATE NAME: write the template with its ${…} replaced as $MANIFESTS/NAME.yaml
 fill() {
-  local script="" name
-  [ "$AUTH" = keys ] || script="/# AUTH=keys\$/d;"
+  local text name
+  text=$(<"deploy/$1")
   for name in ARGUMENTS CONCURRENCY CONNECTION CPU DB_HOST DB_NAME DB_OWNER DB_OWNER_PASSWORD_SECRET DB_PASSWORD_SECRET DB_SSLMODE DB_USER \
     ALLOW_ANONYMOUS API_KEYS_SECRET FUNCTION IMAGE INGRESS JOB MAINTENANCE_SCHEDULE MAX_INSTANCES MEMORY MIN_INSTANCES PREFIX \
     PUBLIC SERVICE SERVICE_ACCOUNT TAG WORKERS WRITE_LANES; do
-    case ${!name:-} in *[\|\&\\\"\']* | *$'\n'*) fail "$name has a character that no name has: ${!name}" ;; esac
-    script="$script s|\${$name}|${!name:-}|g;"
+    text=${text//"\${$name}"/"${!name:-}"}
   done
-  sed "$script" "deploy/$1" >"$MANIFESTS/$2.yaml"
+  while IFS= read -r line; do
+    [[ $AUTH = keys || $line != *"# AUTH=keys" ]] || continue
+    printf '%s\n' "$line"
+  done <<<"$text" >"$MANIFESTS/$2.yaml"
 }
-service() { echo "$PREFIX-${1//_/-}" | sed "s/^$PREFIX-$PREFIX-/$PREFIX-/"; }
+# service FUNCTION: the name of its service; the prefix "metrics" and the function "metrics_x" do not repeat the word
+service() {
+  local name="$PREFIX-${1//_/-}"
+  echo "${name/#"$PREFIX-$PREFIX-"/"$PREFIX-"}"
+}
 
-rm -rf "$MANIFESTS" && mkdir -p "$MANIFESTS"
+# Only a directory that an earlier run made is emptied: MANIFESTS may name one that holds other people's files.
+made=$MANIFESTS/.made-by-deploy.sh
+if [ -e "$MANIFESTS" ] && [ ! -e "$made" ] && [ -n "$(ls -A "$MANIFESTS")" ]; then
+  fail "MANIFESTS=$MANIFESTS holds files that this script did not write; name a new or an empty directory"
+fi
+[ ! -e "$made" ] || rm -f "$MANIFESTS"/*.yaml
+mkdir -p "$MANIFESTS" && touch "$made"
 for function in "${FUNCTIONS[@]}"; do
   concurrency=$CONCURRENCY
   [ "$function" != ingest_batch ] || concurrency=$BATCH_CONCURRENCY
@@ -131,9 +161,10 @@ missing gcloud iam service-accounts describe "$SERVICE_ACCOUNT" --project="$PROJ
   run gcloud iam service-accounts create "${SERVICE_ACCOUNT%%@*}" --project="$PROJECT" --display-name="metrics-ingest functions"
 run gcloud projects add-iam-policy-binding "$PROJECT" --member="serviceAccount:$SERVICE_ACCOUNT" --role=roles/cloudsql.client \
   --condition=None --format=none
-secrets=("$DB_PASSWORD_SECRET" "$DB_OWNER_PASSWORD_SECRET")
+secrets=("$DB_PASSWORD_SECRET")
+[ "$DB_OWNER_PASSWORD_SECRET" = "$DB_PASSWORD_SECRET" ] || secrets+=("$DB_OWNER_PASSWORD_SECRET")
 [ "$AUTH" = iam ] || secrets+=("$API_KEYS_SECRET")
-for secret in $(printf '%s\n' "${secrets[@]}" | sort -u); do
+for secret in "${secrets[@]}"; do
   if missing gcloud secrets describe "$secret" --project="$PROJECT" && [ -z "$DRY_RUN" ]; then
     fail "there is no secret $secret in $PROJECT; docs/deploy.md, \"Once\", says how to make it"
   fi

@@ -1,4 +1,4 @@
-"""Send a batch so that nothing is lost and nothing is stored twice, whatever happens on the way."""
+"""Send a batch of metrics with retries, so that each metric is stored exactly once."""
 
 import os
 import sys
@@ -10,11 +10,12 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-# 503 is the service's own "not now"; 429, 502 and 504 are said by what may stand before it. The rest is final.
+# The service itself replies 503 when it is unavailable; 429, 502 and 504 come from proxies and load balancers in front
+# of it. After any other status a retry gives the same reply.
 RETRY = Retry(
     total=8,
     status_forcelist=(429, 502, 503, 504),
-    allowed_methods=("POST",),  # safe, because each metric has an identity
+    allowed_methods=("POST",),  # safe, because a metric with the same key and position is stored once
     backoff_factor=0.5,
     backoff_jitter=0.5,
     respect_retry_after_header=True,
@@ -23,14 +24,17 @@ RETRY = Retry(
 
 
 def send(url: str, metrics: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Send the batch until it is answered. The key must be the same whenever the same metrics are sent."""
+    """Send the batch until there is a reply, and return it. Send the same metrics with the same key, always.
+
+    Raise requests.HTTPError when the whole batch is refused, requests.RequestException when retries are used up.
+    """
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=RETRY))
-        answer = session.post(f"{url}/ingest_batch/", json=metrics, headers={"Idempotency-Key": key}, timeout=15)
-    if answer.headers["Content-Type"] != "application/json":  # a problem: nothing of the batch was stored
-        answer.raise_for_status()
-    report: dict[str, Any] = answer.json()
+        reply = session.post(f"{url}/ingest_batch/", json=metrics, headers={"Idempotency-Key": key}, timeout=15)
+    if reply.headers["Content-Type"] != "application/json":  # application/problem+json: nothing was stored
+        reply.raise_for_status()
+    report: dict[str, Any] = reply.json()
     return report
 
 
@@ -41,8 +45,8 @@ if __name__ == "__main__":
     report = send(
         os.environ.get("METRICS_URL", "http://localhost:8000"),
         [metric | {"value": value} for value in (1.5, 2.5, 3.5)],
-        key=str(uuid.uuid4()),  # kept with the metrics until they are answered
+        key=str(uuid.uuid4()),  # save it with the metrics, and delete both after the reply
     )
     sys.stdout.write(f"{report['message']}, {report['duplicates']} had been stored before\n")
-    for error in report["errors"]:  # to be mended, or dropped: sent again as they are, they will be refused again
+    for error in report["errors"]:  # fix these metrics, or drop them: a retry gives the same errors
         sys.stdout.write(f"metric {error['index']}: {error['detail']}\n")

@@ -1,15 +1,33 @@
 """Fixtures: one PostgreSQL for the session, a database for each test or module, and functions as real processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from metrics_ingest.settings import settings
+from support import metrics
 from support.console import Console
+from support.mortal import Mortal
 from support.processes import Postgres, Server, Stack, function
+from support.skips import fail_unlisted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a skip whose reason is not listed is a failure."""
+    report = yield
+    fail_unlisted(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for modules that are skipped as a whole."""
+    report = yield
+    fail_unlisted(report)
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +41,20 @@ def postgres() -> Iterator[Postgres]:
 def database_url(postgres: Postgres) -> str:
     """A migrated database of the test's own."""
     return postgres.clone()
+
+
+@pytest.fixture(scope="session")
+def mortal_server() -> Iterator[Mortal]:
+    server = Mortal()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def mortal(mortal_server: Mortal) -> Iterator[Mortal]:
+    """A PostgreSQL that the test may kill; it is started again when the test ends."""
+    yield mortal_server
+    mortal_server.revive()
 
 
 @pytest.fixture
@@ -45,13 +77,7 @@ def stack(postgres: Postgres) -> Iterator[Stack]:
 @pytest.fixture
 def metric(stack: Stack) -> dict[str, Any]:
     """A valid metric of a new user."""
-    return {
-        "user_id": stack.user(),
-        "metric_type": "talked_time",
-        "value": 12.34,
-        "timestamp": "2024-08-08T12:34:56Z",
-        "metric_id": str(uuid4()),
-    }
+    return metrics.metric(stack.user())
 
 
 @pytest.fixture

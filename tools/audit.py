@@ -1,6 +1,6 @@
-"""`make audit`: whether any locked version has a known vulnerability. It sends names and versions to OSV, nothing else.
+"""`make audit`: look up the locked packages in OSV, a database of known vulnerabilities.
 
-The exit code is 0 when none has, 1 when one has, 2 when the database could not be asked.
+Only names and versions are sent. Exit codes: 0 no known vulnerability, 1 at least one, 2 the database did not answer.
 """
 
 import http.client
@@ -16,7 +16,10 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def advisories(pins: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
-    """The ids of the advisories for each (name, version) that has any. Raise OSError, HTTPException or ValueError."""
+    """Return the ids of the advisories by (name, version), for those that have any.
+
+    Raise OSError, HTTPException, ValueError or KeyError when the database does not answer as documented.
+    """
     queries = [{"package": {"name": name, "ecosystem": "PyPI"}, "version": version} for name, version in pins]
     request = urllib.request.Request(
         f"{URL}/v1/querybatch", json.dumps({"queries": queries}).encode(), {"Content-Type": "application/json"}
@@ -28,12 +31,12 @@ def advisories(pins: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
 
 
 def main(files: list[str]) -> int:
-    """Tell, and return the exit code."""
+    """Print the advisories for the versions in the lock files; return the exit code."""
     pins = sorted({pin for file in files for pin in PIN.findall(Path(file).read_text())})
     try:
         found = advisories(pins)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        sys.stderr.write(f"audit: NOT DONE, the database of advisories at {URL} cannot be asked: {error}\n")
+        sys.stderr.write(f"audit: NOT DONE, the database of advisories at {URL} did not answer: {error}\n")
         return 2
     for (name, version), ids in found.items():
         sys.stdout.write(f"{name} {version}: {', '.join(ids)}\n")

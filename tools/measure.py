@@ -1,6 +1,6 @@
-"""The figures of docs/data-model.md, measured: `python tests/data/measure.py drain|refresh|load|index [rows]`.
+"""Measures the figures of docs/data-model.md: `python tools/measure.py drain|refresh|load|index ROWS`.
 
-Each starts a PostgreSQL of its own (fsync on) and the functions as real processes.
+Each measurement starts its own PostgreSQL (fsync on) and, where it needs them, the functions as processes.
 """
 
 import json
@@ -28,7 +28,7 @@ SEED = """
     SELECT md5('u' || i)::uuid, md5('s' || i || ' ' || j)::uuid, '2026-10-01'
     FROM generate_series(1, {users}) i, generate_series(1, {sessions}) j
 """
-# Row n belongs to a session of a user, lies at n's place in the time span, and has one of the four types.
+# Row n: users, sessions and the four metric types in turn, at times spread evenly over the span.
 METRICS = """
     INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value, received_at)
     SELECT md5('u' || (1 + n / {per_session} / {sessions} % {users}))::uuid,
@@ -43,7 +43,10 @@ METRICS = """
 
 
 def drain(rows: int) -> None:
-    """Rows of four past months in the default; single requests go on all the time, one in four into those months."""
+    """Measure `partitions maintain` on a default with rows of four past months, while 16 clients send single metrics.
+
+    One request in four goes to those months.
+    """
     server = Postgres(fsync="on")
     url = server.clone()
     query(url, SEED.format(users=1000, sessions=5))
@@ -51,8 +54,7 @@ def drain(rows: int) -> None:
     for start in months:
         shape = {"rows": rows // 4, "users": 1000, "sessions": 5, "per_session": 10}
         query(url, METRICS.format(start=start, span="28 days", received="now()", **shape))
-    pauses: list[tuple[float, float]] = []
-    counts = {"sent": 0}
+    requests_made: list[tuple[float, float]] = []  # start and duration in seconds
     stop = threading.Event()
     with function("ingest", url) as ingest:
 
@@ -62,7 +64,7 @@ def drain(rows: int) -> None:
             user = query(url, "SELECT user_id::text FROM users OFFSET :n LIMIT 1", n=number)[0][0]
             while not stop.is_set():
                 n += 1
-                moment = (
+                timestamp = (
                     f"{months[n // 4 % 4][:7]}-15T00:00:00Z"
                     if n % 4 == 0
                     else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -71,14 +73,13 @@ def drain(rows: int) -> None:
                     "user_id": user,
                     "metric_type": "talked_time",
                     "value": 1,
-                    "timestamp": moment,
+                    "timestamp": timestamp,
                     "metric_id": str(uuid4()),
                 }
                 began = time.perf_counter()
                 answer = session.post(f"{ingest.url}/ingest/", json=metric, timeout=30)
-                pauses.append((began, time.perf_counter() - began))
+                requests_made.append((began, time.perf_counter() - began))
                 assert answer.status_code == 200, answer.text
-                counts["sent"] += 1
 
         threads = [threading.Thread(target=send, args=(number,)) for number in range(16)]
         for thread in threads:
@@ -91,21 +92,21 @@ def drain(rows: int) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    before = [pause for at, pause in pauses if at + pause < began]
-    during = [pause for at, pause in pauses if at + pause >= began and at <= ended]
+    before = [duration for start, duration in requests_made if start + duration < began]
+    during = [duration for start, duration in requests_made if start + duration >= began and start <= ended]
     print(out.strip())
-    print(f"drain: {rows:,} rows in {ended - began:.2f} s; {counts['sent']:,} requests meanwhile, all 200")
+    print(f"drain: {rows:,} rows in {ended - began:.2f} s; {len(requests_made):,} requests meanwhile, all 200")
     print(
         f"longest request before {max(before) * 1000:.0f} ms (median {statistics.median(before) * 1000:.0f}), "
         f"during {max(during) * 1000:.0f} ms (median {statistics.median(during) * 1000:.0f})"
     )
     ((total,), (left,)) = query(url, "SELECT count(*) FROM metrics UNION ALL SELECT count(*) FROM metrics_default")
-    print(f"stored {total:,} of {rows + counts['sent']:,}; in the default {left}")
+    print(f"stored {total:,} of {rows + len(requests_made):,}; {left} left in the default")
     server.close()
 
 
 def refresh(rows: int) -> None:
-    """A rollup over `rows` metrics of 60 days, then late ones: spread over all sessions' days, or over one day."""
+    """Measure `summaries refresh` of `rows` metrics of 60 days, then of 100,000 late ones: of the last days, of all."""
     server = Postgres(fsync="on", max_wal_size="4GB")
     url = server.clone()
     shape = {"users": 10_000, "sessions": 10, "per_session": 10}
@@ -119,7 +120,7 @@ def refresh(rows: int) -> None:
         query(url, f"SELECT brin_summarize_new_values({index[0]})")
     timed(f"first refresh, {rows:,} rows", url)
     timed("nothing new", url)
-    # A late row belongs where its session is in time, as what an offline device sends later does.
+    # A late row has a time within its session, as the metrics that an offline device sends later.
     for name, step, first in (("the last days", 1, rows - 100_000), ("all 60 days", rows // 100_000, 0)):
         late = METRICS.format(rows=rows, start="2026-09-20", span="60 days", received="now()", **shape)
         query_long(
@@ -130,13 +131,14 @@ def refresh(rows: int) -> None:
 
 
 def timed(what: str, url: str) -> None:
+    """Print how long a refresh takes, the start of the command included."""
     began = time.perf_counter()
     out = cli(url, "summaries", "refresh", "--json").strip()
     print(f"{what}: {time.perf_counter() - began:.2f} s {out}", flush=True)
 
 
 def load(rows: int) -> None:
-    """A file of `rows` metrics through ingest_batch: rate, and the peak memory of the command and of the function."""
+    """Measure `load` and `export` of `rows` metrics: rate, and the peak memory of the command."""
     server = Postgres(fsync="on", max_wal_size="4GB")
     url = server.clone()
     query_long(url, SEED.format(users=1000, sessions=10))
@@ -158,20 +160,20 @@ def load(rows: int) -> None:
                 )
         for what in ("load", "load again"):
             began = time.perf_counter()
-            out, peak = peaked(url, "load", str(path), "--url", f"{batch.url}/ingest_batch/", "--json")
+            out, peak = run_with_peak(url, "load", str(path), "--url", f"{batch.url}/ingest_batch/", "--json")
             took = time.perf_counter() - began
             print(
                 f"{what}: {rows / took:,.0f} metrics/s ({took:.1f} s), peak memory {peak} MB; {out.strip()}", flush=True
             )
         began = time.perf_counter()
-        _, peak = peaked(url, "export", "-o", "/dev/null")
+        _, peak = run_with_peak(url, "export", "-o", "/dev/null")
         print(f"export: {rows / (time.perf_counter() - began):,.0f} metrics/s, peak memory {peak} MB")
         print(f"the file has {path.stat().st_size / 1e6:.0f} MB")
     server.close()
 
 
-def peaked(url: str, *arguments: str) -> tuple[str, int]:
-    """Run a command; return what it said, and the most memory that it had, in MB (getrusage counts the parent's in)."""
+def run_with_peak(url: str, *arguments: str) -> tuple[str, int]:
+    """Run a command; return its output and its peak memory in MB, polled, because getrusage includes the parent's."""
     with tempfile.TemporaryFile() as out:
         command = [str(BIN / "metrics-ingest"), *arguments]
         process = subprocess.Popen(command, env=environment(url), stdout=out, stderr=subprocess.DEVNULL)
@@ -186,7 +188,7 @@ def peaked(url: str, *arguments: str) -> tuple[str, int]:
 
 
 def index(rows: int) -> None:
-    """What an index on received_at costs an insert: none, BRIN as migrated, a B-tree."""
+    """Measure inserts with different indexes on received_at: none, BRIN as migrated, BRIN of one column, a B-tree."""
     server = Postgres(fsync="on", max_wal_size="4GB")
     shape = {"users": 1000, "sessions": 10, "per_session": 10, "rows": 20_000}
     choices = {
@@ -213,6 +215,7 @@ def index(rows: int) -> None:
 
 
 def query_long(url: str, sql: str) -> list[Any]:
+    """Run a statement without the timeout of the tests' `query`."""
     from metrics_ingest.settings import read_database
     from metrics_ingest.storage.driver import connect
 
@@ -224,10 +227,12 @@ def query_long(url: str, sql: str) -> list[Any]:
 
 
 def environment(url: str) -> dict[str, str]:
+    """Return this process's environment with another DATABASE_URL."""
     return {**os.environ, "DATABASE_URL": url}
 
 
 def cli(url: str, *arguments: str) -> str:
+    """Run `metrics-ingest`; return its output."""
     done = subprocess.run(
         [BIN / "metrics-ingest", *arguments], env=environment(url), capture_output=True, text=True, check=False
     )
@@ -236,4 +241,7 @@ def cli(url: str, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    {"drain": drain, "refresh": refresh, "load": load, "index": index}[sys.argv[1]](int(sys.argv[2].replace("_", "")))
+    measurements = {"drain": drain, "refresh": refresh, "load": load, "index": index}
+    if len(sys.argv) != 3 or sys.argv[1] not in measurements or not sys.argv[2].replace("_", "").isdigit():
+        sys.exit("usage: python tools/measure.py drain|refresh|load|index ROWS")
+    measurements[sys.argv[1]](int(sys.argv[2].replace("_", "")))

@@ -1,4 +1,4 @@
-"""`metrics-ingest type`: the registry is data."""
+"""`metrics-ingest type`, and what all commands share: help, output and exit codes."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def test_range_holds_from_when_it_is_set(console: Console) -> None:
     ("arguments", "exit_code", "message"),
     [
         (("add", "talked_time", "--kind", "duration"), 1, "talked_time exists already"),
-        (("add", "Talk", "--kind", "duration"), 1, "'Talk' is no name"),
+        (("add", "Talk", "--kind", "duration"), 1, "'Talk' is no valid name"),
         (("add", "x" * 65, "--kind", "duration"), 1, "64 characters at most"),
         (("add", "mood", "--kind", "score", "--min", "2", "--max", "1"), 1, "the range of mood is empty"),
         (("add", "mood", "--kind", "score", "--aggregation", "sum"), 2, "a score is aggregated by mean"),
@@ -56,7 +56,7 @@ def test_range_holds_from_when_it_is_set(console: Console) -> None:
         (("retire", "mood"), 1, "there is no metric type 'mood'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_in_words(
+def test_invalid_type_is_refused_with_the_reason(
     console: Console, arguments: tuple[str, ...], exit_code: int, message: str
 ) -> None:
     assert message in console.run("type", *arguments, exit_code=exit_code).output
@@ -70,40 +70,45 @@ def test_retired_types_are_listed_on_demand_and_kept(console: Console) -> None:
     assert console.json("type", "retire", "speaker_used")["retired_at"] == first
 
 
-def test_table_for_eyes_has_the_rows_of_the_json(console: Console) -> None:
+def test_table_for_people_has_the_rows_of_the_json(console: Console) -> None:
     lines = console.run("type", "list").output.splitlines()
     assert lines[0].split()[:3] == ["metric_type", "kind", "unit"]
     assert [line.split()[0] for line in lines[1:]] == [t["metric_type"] for t in console.json("type", "list")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_terminal_gets_a_drawn_table(console: Console) -> None:
+@pytest.mark.parametrize(("columns", "has_table"), [("80", True), ("40", False)])
+def test_terminal_gets_a_table_where_it_fits_and_else_a_block_for_each_type(
+    console: Console, columns: str, has_table: bool
+) -> None:
     import pty
 
     master, slave = pty.openpty()
     command = [str(BIN / "metrics-ingest"), "type", "list"]
-    environment = {**os.environ, "DATABASE_URL": console.url, "COLUMNS": "200", "TERM": "xterm"}
+    environment = {**os.environ, "DATABASE_URL": console.url, "COLUMNS": columns, "TERM": "xterm"}
     subprocess.run(command, stdout=slave, env=environment, check=True)
     os.close(slave)
     text = os.read(master, 100_000).decode()
     os.close(master)
-    assert "─" in text
+    assert ("─" in text) == has_table
+    assert ("metric types, 4 of 4" in text) != has_table
     assert "voice_sentiment" in text
 
 
-def test_silent_database_has_an_exit_code_of_its_own() -> None:
+def test_unreachable_database_has_its_own_exit_code() -> None:
     result = Console("postgresql://nobody@127.0.0.1:1/none").run("type", "list", exit_code=3)
     assert "cannot reach the database" in result.output
     assert "DATABASE_URL" in Console("").run("type", "list", exit_code=2).output
 
 
-def test_help_of_every_command_teaches_and_the_root_imports_none_of_them() -> None:
+def test_every_command_has_help_and_the_root_imports_none_of_them() -> None:
     code = "import sys, metrics_ingest.admin.cli as c; c.main(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.splitlines()[-1].split()
     for name, (module, text) in COMMANDS.items():
         assert f"  {name} " in done.stdout
         assert text in done.stdout
-        assert f"metrics_ingest.{module}" not in loaded
+        assert f"metrics_ingest.admin.{module}" not in loaded
         assert "Options:" in Console("").run(name, "--help").output
+    assert "metrics_ingest.admin.cli" in loaded
     assert not {"pg8000", "pydantic", "rich", "requests"} & set(loaded)

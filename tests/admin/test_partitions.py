@@ -9,8 +9,10 @@ from uuid import uuid4
 
 import pytest
 import requests
+from pg8000.native import DatabaseError
 
-from metrics_ingest.admin import partitions
+from metrics_ingest.admin import database
+from metrics_ingest.admin import drain as draining
 from support.console import Console
 from support.processes import Server, eventually
 
@@ -80,7 +82,7 @@ def test_duplicate_of_a_row_that_is_being_drained_is_still_a_duplicate(
     """At every point of the drain, a metric that is sent again is stored once, and a new one is stored."""
     user = filled("2019-12-01", 50)
     moment = {"user_id": user, "timestamp": "2019-12-15T00:00:00Z", "session_id": user}
-    original = partitions._copy
+    original = draining._copy
     sent = moment | {"metric_id": str(uuid4())}
     assert console.ingest(sent) is None
     late: list[dict[str, str]] = []
@@ -95,7 +97,7 @@ def test_duplicate_of_a_row_that_is_being_drained_is_still_a_duplicate(
         assert console.sql("SELECT count(*) FROM metrics") == [[51 + len(late)]]
         return copied
 
-    monkeypatch.setattr(partitions, "_copy", copy)
+    monkeypatch.setattr(draining, "_copy", copy)
     assert maintained(console)["drained"] == 51 + len(late)
     assert [outcome["outcome"] for outcome in console.ingest(sent, *late)] == ["duplicate"] * (1 + len(late))
     assert console.sql("SELECT count(*) FROM metrics") == [[51 + len(late)]]
@@ -116,8 +118,8 @@ def test_transaction_that_began_before_the_copy_and_commits_after_it_is_not_lost
             slow.run("COMMIT")
         return original(*arguments)
 
-    original = partitions._swap
-    monkeypatch.setattr(partitions, "_swap", swap)
+    original = draining._swap
+    monkeypatch.setattr(draining, "_swap", swap)
     assert maintained(console)["drained"] == 6
     slow.close()
     assert console.sql("SELECT count(*), (SELECT count(*) FROM metrics_default) FROM metrics") == [[7, 1]]
@@ -129,13 +131,13 @@ def test_rows_deleted_during_the_drain_do_not_come_back(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = filled("2019-12-01", 50)
-    original = partitions._swap
+    original = draining._swap
 
     def swap(*arguments: Any) -> Any:
         console.sql("DELETE FROM metrics WHERE user_id = :u AND value <= 10", u=user)
         return original(*arguments)
 
-    monkeypatch.setattr(partitions, "_swap", swap)
+    monkeypatch.setattr(draining, "_swap", swap)
     assert maintained(console)["drained"] == 40
     assert console.sql("SELECT count(*), min(value) FROM metrics") == [[40, 11.0]]
 
@@ -151,7 +153,7 @@ def test_killed_drain_leaves_all_as_it_was_and_the_next_one_finishes(
         console.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
         connection.run("SELECT 1")
 
-    monkeypatch.setattr(partitions, "_swap", swap)
+    monkeypatch.setattr(draining, "_swap", swap)
     console.run(*MAINTAIN, exit_code=3)
     assert contents(console) == before
     assert console.sql("SELECT to_regclass('metrics_p2019_12') IS NOT NULL") == [[True]]  # left behind, not attached
@@ -193,16 +195,16 @@ def test_ingestion_goes_on_while_two_drain_at_once(
         def maintain() -> Any:
             connection = console.connect()
             connection.run("SET timezone = 'UTC'")
-            connection.run(partitions.LOCK)
-            filled = partitions.fill(connection, "metrics", 3)
+            database.advisory_lock(connection, database.PARTITIONS_LOCK)
+            drained = draining.drain(connection, "metrics", 3)
             connection.close()
-            return filled
+            return drained
 
         both = [pool.submit(maintain) for _ in range(2)]
         first, second = (future.result() for future in both)
         stop.set()
         sent = sum(future.result() for future in senders)
-    created = first.created + second.created
+    created = first["created"] + second["created"]
     assert {f"metrics_p2019_{month:02}" for month in range(1, 7)} <= set(created)
     assert len(created) == len(set(created))
     assert console.sql("SELECT count(*), count(DISTINCT metric_id) FROM metrics") == [[30_000 + sent] * 2]
@@ -213,11 +215,11 @@ def test_long_transaction_delays_maintenance_and_not_ingestion(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = filled("2019-12-01", 5)
-    monkeypatch.setattr(partitions, "LOCK_PATIENCE_S", 0.5)
+    monkeypatch.setattr(database, "LOCK_RETRY_FOR_S", 0.5)
     reader = console.connect()
     reader.run("BEGIN; SELECT count(*) FROM metrics")
     result = console.run(*MAINTAIN, exit_code=1)
-    assert "a long transaction holds the tables" in result.output
+    assert "a long transaction locks the tables" in result.output
     assert console.ingest({"user_id": user, "timestamp": "2019-12-20T00:00:00Z"}) is None
     reader.run("COMMIT")
     reader.close()
@@ -296,3 +298,23 @@ def test_rejected_metrics_have_a_retention_of_their_own(console: Console) -> Non
 @pytest.mark.parametrize("age", ["0mo", "24", "-1d", "24 mo", "mo"])
 def test_age_that_is_none_is_a_wrong_usage(console: Console, age: str) -> None:
     assert "90d, 24mo or 2y" in console.run("partitions", "maintain", "--keep", age, exit_code=2).output
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        (database.PARTITIONS_LOCK, "SELECT create_metrics_partitions(0)"),
+        (database.SUMMARIES_LOCK, "SELECT refresh_summaries()"),
+    ],
+)
+def test_sql_function_waits_for_the_lock_that_commands_take(console: Console, name: str, statement: str) -> None:
+    """The names of advisory locks are the same in Python and in SQL."""
+    command, other = console.connect(), console.connect()
+    database.advisory_lock(command, name)
+    other.run("SET statement_timeout = 300")
+    with pytest.raises(DatabaseError, match="statement timeout"):
+        other.run(statement)
+    command.close()
+    other.run("SET statement_timeout = 0")
+    other.run(statement)
+    other.close()

@@ -7,13 +7,10 @@ import pytest
 import requests
 
 from containers.engine import FUNCTIONS, Compose, docker, inspect, run
+from support.metrics import metric
 from support.processes import eventually
 
 GREG = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
-
-
-def metric(user_id: str, value: float = 12.34) -> dict[str, object]:
-    return {"user_id": user_id, "metric_type": "talked_time", "value": value, "timestamp": "2024-08-08T12:34:56Z"}
 
 
 @pytest.fixture
@@ -21,7 +18,7 @@ def user(compose: Compose) -> str:
     return str(compose.post("/users/", {"name": "Greg"}).json()["user_id"])
 
 
-def test_the_flow_of_the_first_readme_works_as_it_stood(compose: Compose) -> None:
+def test_commands_of_the_first_readme_work_unchanged(compose: Compose) -> None:
     """The INSERT INTO public.users by psql in the container, then its curl line, then its answer."""
     compose.psql(f"INSERT INTO public.users (user_id, name, email) VALUES ('{GREG}', 'Greg', 'greg@gmail.com');")
     data = f'{{"user_id":"{GREG}","metric_type":"talked_time","value":12.34,"timestamp":"2024-08-08T12:34:56Z"}}'
@@ -34,7 +31,7 @@ def test_a_user_is_registered_over_http_and_its_metrics_are_accounted_for(compos
     user_id = str(uuid4())
     answer = compose.post("/users/", {"user_id": user_id, "name": "Greg", "email": "greg@gmail.com"})
     assert answer.status_code == 201
-    answer = compose.post("/ingest_batch/", [metric(user_id), metric(user_id, -1)])
+    answer = compose.post("/ingest_batch/", [metric(user_id), metric(user_id, value=-1)])
     assert answer.status_code == 207
     assert answer.json()["stored"] == 1
     assert compose.psql(f"SELECT count(*) FROM metrics WHERE user_id = '{user_id}'") == "1"
@@ -96,7 +93,7 @@ def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compo
 
     def three_work() -> bool:
         assert all(compose.post("/ingest/", metric(user)).ok for _ in range(20))
-        return compose.psql(working) >= "3"
+        return int(compose.psql(working)) >= 3
 
     try:
         eventually(three_work, 20)
@@ -106,7 +103,7 @@ def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compo
         compose("up", "--detach", "--scale", "ingest=1")
 
 
-def test_a_function_that_is_down_is_told_as_503_and_comes_back_without_the_gateway_restarting(compose: Compose) -> None:
+def test_stopped_function_is_503_and_is_found_again_without_a_restart_of_the_gateway(compose: Compose) -> None:
     gateway = inspect(compose.containers("gateway")[0], ".State.StartedAt")
     compose("stop", "users")
     answer = compose.post("/users/", {"name": "Greg"})

@@ -1,4 +1,4 @@
-"""The image: what is in it, and that it lives where a cloud would put it."""
+"""The image: what is in it, and that it runs under the restrictions of a cloud."""
 
 import re
 import threading
@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from containers.engine import FUNCTIONS, Compose, address, answers, docker, inspect, wait_for_200
+from support.metrics import metric
 from support.processes import ROOT, eventually
 
 NO_DATABASE = ("--env", "DATABASE_URL=postgresql://nobody@127.0.0.1/none")
@@ -108,16 +109,15 @@ def test_it_starts_as_cloud_run_starts_it(container: Callable[..., str]) -> None
 
 
 def test_sigterm_lets_what_is_being_written_be_written(compose: Compose, container: Callable[..., str]) -> None:
-    """A metric whose commit waits on a lock when the instance is told to stop is still stored and answered."""
+    """A metric whose commit waits on a lock when the instance gets SIGTERM is still stored and answered."""
     user_id = compose.post("/users/", {"name": "Greg"}).json()["user_id"]
     network = next(iter(inspect(compose.database, ".NetworkSettings.Networks")))
     database = ("--env", "DATABASE_URL=postgresql://metrics_user:metrics_password@db/metrics_db?sslmode=disable")
     one = container(*database, *CLOUD_RUN, "--network", network, "--env", "ALLOW_ANONYMOUS=true")
     wait_for_200(address(one) + "/health")
-    metric = {"user_id": user_id, "metric_type": "talked_time", "value": 1, "timestamp": "2024-08-08T12:34:56Z"}
     answer: list[Any] = []
     url = address(one)
-    send = threading.Thread(target=lambda: answer.append(requests.post(url, json=metric, timeout=20)))
+    send = threading.Thread(target=lambda: answer.append(requests.post(url, json=metric(user_id), timeout=20)))
     lock = "BEGIN; LOCK users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); COMMIT"
     hold = threading.Thread(target=compose.psql, args=(lock,))
     ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'metrics-ingest'"
@@ -162,6 +162,5 @@ def test_a_role_that_may_call_two_functions_is_all_that_the_functions_need(
     database = ("--env", f"DATABASE_URL=postgresql://{role}:choose-one@db/metrics_db?sslmode=disable")
     one = container(*database, *PUBLISHED, "--network", network, "--env", "ALLOW_ANONYMOUS=true")
     wait_for_200(address(one) + "/health")
-    metric = {"user_id": user_id, "metric_type": "talked_time", "value": 1, "timestamp": "2024-08-08T12:34:56Z"}
-    assert requests.post(address(one), json=metric, timeout=10).status_code == 200
+    assert requests.post(address(one), json=metric(user_id), timeout=10).status_code == 200
     assert compose.psql(f"SELECT has_table_privilege('{role}', 'metrics', 'SELECT, INSERT, UPDATE, DELETE')") == "f"

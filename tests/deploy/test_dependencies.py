@@ -62,7 +62,7 @@ def test_everything_is_installed_by_hash() -> None:
 
 
 def audit(url: str, lock: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(Path(__file__).parent / "audit.py"), str(lock)]
+    command = [sys.executable, str(ROOT / "tools" / "audit.py"), str(lock)]
     return subprocess.run(command, env={"OSV_URL": url}, capture_output=True, text=True, timeout=60)
 
 
@@ -88,15 +88,15 @@ def osv() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize(("version", "code", "told"), [("1.0", 1, "bad 1.0: PYSEC-1"), ("1.1", 0, "0 of 2")])
-def test_audit_tells_of_a_known_vulnerability(osv: str, tmp_path: Path, version: str, code: int, told: str) -> None:
+@pytest.mark.parametrize(("version", "code", "message"), [("1.0", 1, "bad 1.0: PYSEC-1"), ("1.1", 0, "0 of 2")])
+def test_audit_tells_of_a_known_vulnerability(osv: str, tmp_path: Path, version: str, code: int, message: str) -> None:
     lock = tmp_path / "a.lock"
     lock.write_text(
         f"bad=={version} ; python_version < '4' \\\n    --hash=sha256:0\ngood==2.0 \\\n    --hash=sha256:0\n"
     )
     result = audit(osv, lock)
     assert (result.returncode, result.stderr) == (code, "")
-    assert told in result.stdout
+    assert message in result.stdout
 
 
 def test_audit_says_when_it_could_not_ask() -> None:

@@ -30,14 +30,15 @@ def uploaded(checkout: Path, ignore_file: str) -> set[str]:
     return set(subprocess.check_output(command, cwd=checkout, text=True).splitlines())
 
 
-MIGRATION = "migrations/0001-create-users-sessions-metrics.sql"
-NEEDED = {"pyproject.toml", "README.md", "src/metrics_ingest/service.py", MIGRATION}
+MIGRATIONS = {"migrations/0001-create-tables.sql", "migrations/functions/citus/replace_for_citus.sql"}
+NEEDED = {"pyproject.toml", "README.md", "LICENSE", "src/metrics_ingest/http/service.py"} | MIGRATIONS
 
 
 def test_a_source_deployment_sends_the_package_and_the_functions(checkout: Path) -> None:
     sent = uploaded(checkout, ".gcloudignore")
     assert sent >= NEEDED | {f"functions/{name}/main.py" for name in ("ingest", "ingest_batch", "users")}
-    assert {name.split("/")[0] for name in sent} == {"pyproject.toml", "README.md", "src", "migrations", "functions"}
+    folders = {"src", "migrations", "functions"}
+    assert {name.split("/")[0] for name in sent} == {"pyproject.toml", "README.md", "LICENSE", *folders}
     assert not [name for name in sent if "__pycache__" in name]
 
 

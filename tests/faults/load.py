@@ -1,4 +1,4 @@
-"""Clients that behave: each sends one metric after the other, and the same one again until it is acknowledged."""
+"""Well-behaved clients: each sends one metric after the other, and the same one again until it is acknowledged."""
 
 import asyncio
 import json
@@ -8,14 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Self
-from uuid import uuid4
 
-from metrics_ingest.settings import read_database
-from metrics_ingest.storage.driver import connect
-from support.processes import query
-
-TIMESTAMP = "2024-08-08T12:34:56Z"
+from support.metrics import metric, register
+from support.processes import connected, query
 
 
 @dataclass
@@ -73,7 +70,11 @@ class Client:
 
 @dataclass
 class Load:
-    """`clients` that send to a function in a thread meanwhile (a context manager), and what they were told."""
+    """A context manager: `clients` that send to a function from a thread, and the answers that they got.
+
+    A metric is known by its value, which no other has. Every other request gives its metrics ids; the rest leave them
+    to the function, so that an id assigned anew for a repeated attempt shows as a doubled metric.
+    """
 
     port: int
     database_url: str
@@ -82,8 +83,8 @@ class Load:
     strict: bool = False
     give_up: bool = False  # do not send again what was not acknowledged
 
-    sent: set[str] = field(default_factory=set)
-    acknowledged: set[str] = field(default_factory=set)
+    sent: dict[float, str | None] = field(default_factory=dict)  # metric_id by value; None: left to the function
+    acknowledged: set[float] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     refused_connections: int = 0
@@ -93,6 +94,7 @@ class Load:
 
     def __enter__(self) -> Self:
         self._user = register(self.database_url)
+        self._numbers = count()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -101,8 +103,8 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def stop(self, timeout_s: float = 60) -> None:
-        """Begin nothing more, and wait until all that was begun is acknowledged."""
+    def stop(self, timeout_s: float = 90) -> None:
+        """Begin no new request, and wait until every begun one is acknowledged."""
         self._stop.set()
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), f"requests hang: {self.statuses}"
@@ -112,11 +114,16 @@ class Load:
 
     async def _work(self, client: Client) -> None:
         while not self._stop.is_set():
-            ids = [str(uuid4()) for _ in range(self.batch or 1)]
-            self.sent.update(ids)
-            metrics = [metric(self._user, metric_id) for metric_id in ids]
+            numbers = [next(self._numbers) for _ in range(self.batch or 1)]
+            metrics = [metric(self._user, value=number / 1024) for number in numbers]
+            headers = {"Prefer": "handling=strict"} if self.strict and self.batch else {}
+            if numbers[0] // len(numbers) % 2:
+                headers["Idempotency-Key"] = f"load-{numbers[0]}"
+                for each in metrics:
+                    del each["metric_id"]
+            self.sent |= {each["value"]: each.get("metric_id") for each in metrics}
             sendings = 0
-            while not await self._send(client, metrics, ids, sendings):
+            while not await self._send(client, metrics, headers, sendings):
                 sendings += 1
                 if self.give_up:
                     break
@@ -125,25 +132,24 @@ class Load:
                 break
         client.close()
 
-    async def _send(self, client: Client, metrics: list[Any], ids: list[str], sendings: int) -> bool:
-        """Whether that settles it: `wrong` answers do, too, for the test has failed then."""
+    async def _send(self, client: Client, metrics: list[Any], headers: dict[str, str], sendings: int) -> bool:
+        """Send once. Return whether the answer is final: also a wrong one is, because the test has failed then."""
         try:
             if self.batch:
-                preference = {"Prefer": "handling=strict"} if self.strict else {}
-                answer = await client.post("/ingest_batch/", metrics, **preference)
+                answer = await client.post("/ingest_batch/", metrics, **headers)
             else:
-                answer = await client.post("/ingest/", metrics[0])
+                answer = await client.post("/ingest/", metrics[0], **headers)
         except OSError:
             self.refused_connections += 1
             return False
         self.statuses[answer.status] += 1
         if answer.status == 200:
             self.slowest = max(self.slowest, answer.seconds)
-            self.acknowledged.update(ids)
+            self.acknowledged.update(each["value"] for each in metrics)
             self.successes.append(time.monotonic())
             if self.batch:
                 report = json.loads(answer.body)
-                if report["stored"] + report["duplicates"] != len(ids) or (not sendings and report["duplicates"]):
+                if report["stored"] + report["duplicates"] != len(metrics) or (not sendings and report["duplicates"]):
                     self.wrong.append(f"{answer.body!r}")
             elif not sendings and "idempotent-replayed" in answer.headers:
                 self.wrong.append("a metric that was sent once is said to be a replay")
@@ -154,23 +160,24 @@ class Load:
         self.wrong.append(f"{answer.status} {answer.headers} {answer.body!r}")
         return True
 
-    def check(self) -> tuple[int, int]:
-        """Compare with the database what the clients were told. Return how many metrics were lost and doubled: 0, 0."""
+    def check(self) -> None:
+        """Compare the database with the answers: no acknowledged metric is lost, none is stored twice or changed."""
         rows = query(
-            self.database_url, "SELECT metric_id::text FROM metrics WHERE user_id = :user_id", user_id=self._user
+            self.database_url, "SELECT value, metric_id::text FROM metrics WHERE user_id = :user", user=self._user
         )
-        stored = Counter(row[0] for row in rows)
+        stored = Counter(value for value, _ in rows)
         lost = len(self.acknowledged - stored.keys())
         doubled = sum(number - 1 for number in stored.values())
         assert (lost, doubled) == (0, 0), f"lost {lost}, doubled {doubled} of {len(self.acknowledged)} acknowledged"
-        assert stored.keys() <= self.sent
+        assert stored.keys() <= self.sent.keys()
+        assert [row for row in rows if self.sent[row[0]] not in (None, row[1])] == []
         assert not self.wrong, self.wrong[:3]
-        return lost, doubled
 
     def check_all_stored(self) -> None:
-        """All that was ever sent is acknowledged, and stored once."""
+        """Check that every metric that was sent is acknowledged, and stored once."""
         self.check()
-        assert self.sent == self.acknowledged
+        assert self.sent
+        assert self.sent.keys() == self.acknowledged
 
     def succeeded_since(self, moment: float) -> bool:
         """Whether there was a success after that moment."""
@@ -184,7 +191,7 @@ class Load:
 def post_all(
     port: int, path: str, bodies: Sequence[Any], meanwhile: Callable[[], object] | None = None
 ) -> list[Answer]:
-    """Send each body on a connection of its own, all at once; call `meanwhile` when they are on their way."""
+    """Send each body on its own connection, all at once; half a second later call `meanwhile`."""
 
     async def run() -> list[Answer]:
         clients = [Client(port) for _ in bodies]
@@ -203,30 +210,8 @@ def post_all(
 
 @contextmanager
 def locked(database_url: str) -> Iterator[Callable[[], None]]:
-    """Nobody can write to metrics until the function that this gives is called."""
-    connection = connect(read_database({"DATABASE_URL": database_url}), 30)
-    connection.run("BEGIN")
-    connection.run("LOCK TABLE metrics IN EXCLUSIVE MODE")
-    try:
+    """Lock the table metrics against writing until the yielded function is called."""
+    with connected(database_url) as connection:
+        connection.run("BEGIN")
+        connection.run("LOCK TABLE metrics IN EXCLUSIVE MODE")
         yield lambda: connection.run("ROLLBACK") and None
-    finally:
-        connection.close()
-
-
-def metric(user_id: str, metric_id: str | None = None, **changes: Any) -> dict[str, Any]:
-    """A valid metric."""
-    return {
-        "user_id": user_id,
-        "metric_type": "talked_time",
-        "value": 12.5,
-        "timestamp": TIMESTAMP,
-        "metric_id": metric_id or str(uuid4()),
-        **changes,
-    }
-
-
-def register(database_url: str) -> str:
-    """A new user, put straight into the database."""
-    user_id = str(uuid4())
-    query(database_url, "INSERT INTO users (user_id, name) VALUES (CAST(:user_id AS uuid), 'Greg')", user_id=user_id)
-    return user_id

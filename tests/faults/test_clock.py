@@ -1,4 +1,4 @@
-"""Calendars and clocks: an instant is an instant, whatever the time zone of the server and of the database."""
+"""Calendars and clocks: an instant is stored unchanged in any time zone of the function and of the database."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -6,8 +6,9 @@ from uuid import UUID, uuid3
 
 import pytest
 
-from faults.load import metric, post_all, register
+from faults.load import post_all
 from metrics_ingest.settings import read_database
+from support.metrics import metric, register
 from support.processes import Server, query
 
 NEXT_MONTH = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(
@@ -46,7 +47,7 @@ def test_instants_are_kept_whatever_the_zone(database_url: str, serve: Callable[
 
 
 def test_month_boundaries_are_those_of_utc(database_url: str, serve: Callable[..., Server]) -> None:
-    """A metric of the last microsecond and one of the first lie in different partitions, as the name says."""
+    """The last microsecond of a month and the first of the next are in the partitions of their months."""
     name = read_database({"DATABASE_URL": database_url}).database
     query(database_url, f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
     server = serve("ingest", database_url, TZ="America/Los_Angeles", MAX_FUTURE_SKEW_S=str(70 * 86_400))

@@ -1,8 +1,9 @@
-"""One client's data never fails another's request."""
+"""A metric that the database refuses fails no other client's request."""
 
 from collections.abc import Callable
 
-from faults.load import locked, metric, post_all, register
+from faults.load import locked, post_all
+from support.metrics import metric, register
 from support.processes import Server, query
 
 REFUSE = """

@@ -1,4 +1,4 @@
-"""The database dies under load: what was acknowledged is there, once, and the functions recover by themselves."""
+"""The database is killed under load: every acknowledged metric is stored, once, and the functions recover."""
 
 import os
 import random
@@ -8,9 +8,12 @@ from functools import partial
 
 import pytest
 
-from faults.load import Load, metric, post_all, register
-from faults.mortal import Mortal
+from faults.load import Load, post_all
+from support.metrics import metric, register
+from support.mortal import Mortal
 from support.processes import Server, eventually, query
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("KILLS", "5"))
 Serve = Callable[..., Server]
@@ -33,19 +36,20 @@ def test_killed_database_loses_and_doubles_nothing(mortal: Mortal, serve: Serve,
             eventually(partial(load.succeeded_since, back))
             silences.append(load.silence_after(back))
     load.check_all_stored()
-    assert batch or load.statuses[503]
+    if not batch:
+        assert load.statuses[503]
     print(  # noqa: T201  # figures for the report
-        f"{KILLS} kills, {len(load.acknowledged)} metrics acknowledged, 0 lost, 0 doubled; "
+        f"{KILLS} kills, {len(load.acknowledged)} metrics acknowledged, none lost or doubled; "
         f"longest silence after the return {max(silences):.2f} s; answers {dict(load.statuses)}"
     )
     assert max(silences) < 1
 
 
 @pytest.mark.parametrize("fault", ["terminate", "restart"])
-def test_ended_connections_are_not_noticed(mortal: Mortal, serve: Serve, fault: str) -> None:
+def test_ended_connections_fail_no_request(mortal: Mortal, serve: Serve, fault: str) -> None:
     """pg_terminate_backend and a restart in fast mode: no answer is a failure, none is a false replay."""
     url = mortal.clone()
-    server = serve("ingest", url)
+    server = serve("ingest", url, WRITE_TIMEOUT_S="60")  # a busy machine takes more than 10 s for a restart
     with Load(server.port, url) as load:
         for _ in range(5):
             time.sleep(0.3)
@@ -76,7 +80,7 @@ def test_first_request_after_an_idle_connection_died_succeeds(mortal: Mortal, se
 
 
 def test_replay_after_an_idle_connection_died_is_still_a_replay(mortal: Mortal, serve: Serve) -> None:
-    """What is known not to have been sent is not taken for a lost commit."""
+    """Because the statement is known not to have been sent, its duplicates are not those of a lost commit."""
     url = mortal.clone()
     server = serve("ingest", url)
     body = metric(register(url))

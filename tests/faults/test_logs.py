@@ -1,7 +1,9 @@
-"""The log: JSON, a line an event, enough to act on, and nothing that it must not hold."""
+"""The log: one line of JSON an event, enough to act on, and no secret and no payload."""
 
+import asyncio
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import pytest
 import requests
 
-from faults.load import locked, metric, post_all, register
+from faults.load import locked, post_all
+from metrics_ingest import logs
+from support.fake_postgres import FakePostgres, Last, answer
+from support.metrics import metric, register
 from support.processes import ROOT, Server, free_port
 
 Serve = Callable[..., Server]
@@ -28,7 +33,7 @@ def keyed(database_url: str, serve: Serve) -> Server:
     return serve("ingest", url, API_KEYS=api_keys, ALLOW_ANONYMOUS="false", WRITE_QUEUE="1")
 
 
-def test_start_tells_the_effective_settings_and_no_secret(keyed: Server) -> None:
+def test_first_line_has_the_effective_settings_and_no_secret(keyed: Server) -> None:
     (start,) = events(keyed)
     assert start["severity"] == "INFO"
     assert start["message"].startswith("metrics-ingest ")
@@ -57,7 +62,7 @@ def test_refused_request_is_one_line_without_its_payload(keyed: Server, database
         assert hidden not in keyed.log
 
 
-def test_overload_is_one_warning_with_a_count_for_many(database_url: str, serve: Serve) -> None:
+def test_overload_of_many_requests_is_one_warning_at_once(database_url: str, serve: Serve) -> None:
     server = serve("ingest", database_url, WRITE_QUEUE="1", LOG_LEVEL="WARNING")
     user_id = register(database_url)
     with locked(database_url) as unlock:
@@ -69,7 +74,24 @@ def test_overload_is_one_warning_with_a_count_for_many(database_url: str, serve:
     assert warning["waiting"] == 1
 
 
-def test_outage_is_told_with_its_reason_and_its_end(serve: Serve) -> None:
+def test_repeated_warning_is_one_line_a_period_with_a_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logs, "TALLY_S", 0.05)
+
+    async def run() -> None:
+        tally = logs.Tally(logging.getLogger("metrics_ingest.test"), "it happened")
+        for number in range(5):
+            tally.add(waiting=number)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == ["it happened"] * 2
+    facts = [vars(record)["facts"] for record in caplog.records]
+    assert facts == [{"count": 1, "waiting": 0}, {"count": 4, "waiting": 4}]
+
+
+def test_outage_is_logged_with_its_reason(serve: Serve) -> None:
     server = serve("ingest", f"postgresql://nobody@127.0.0.1:{free_port()}/none", WRITE_TIMEOUT_S="1.5")
     answers = post_all(server.port, "/ingest/", [metric("b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d") for _ in range(30)])
     assert {answer.status for answer in answers} == {503}
@@ -77,6 +99,16 @@ def test_outage_is_told_with_its_reason_and_its_end(serve: Serve) -> None:
     assert retrying["severity"] == rejected["severity"] == "WARNING"
     assert "ConnectionRefusedError" in retrying["reason"]
     assert rejected["message"] == "requests rejected: store_unavailable"
+
+
+def test_end_of_an_outage_is_logged(serve: Serve) -> None:
+    with FakePostgres([Last(), Last(), Last(), answer()]) as database:
+        server = serve("ingest", database.url, WRITE_LANES="1")
+        body = metric("b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d")
+        assert requests.post(server.url, json=body, timeout=20).status_code == 200
+    _, retrying, available = events(server)
+    assert retrying["message"] == "the database is unavailable, trying again"
+    assert (available["severity"], available["message"]) == ("INFO", "the database is available again")
 
 
 @pytest.mark.parametrize(("level", "lines"), [("INFO", 2), ("WARNING", 0)])
@@ -96,7 +128,7 @@ def test_ids_that_the_framework_adds_are_in_the_same_line(database_url: str, ser
 
 def test_operators_find_every_message_in_the_documentation() -> None:
     documentation = (ROOT / "docs" / "operations.md").read_text()
-    source = "".join(path.read_text() for path in (ROOT / "src" / "metrics_ingest").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "src" / "metrics_ingest").rglob("*.py"))
     messages = re.findall(r'(?:logger\.\w+\(|Tally\(logger, )"([^"]+)"', source)
     assert len(messages) >= 6
     for message in messages:

@@ -1,13 +1,16 @@
-"""More than the database takes: the surplus is refused at once, and what was accepted does not suffer for it."""
+"""More load than the database can take: the surplus is refused at once, and accepted requests are not slowed."""
 
 import time
 from collections.abc import Callable
 
-import psutil
+import pytest
 
-from faults.load import Load, post_all, register
-from faults.load import metric as valid
+from faults.load import Load, post_all
+from support.memory import resident_bytes
+from support.metrics import metric, register
 from support.processes import Server, query
+
+pytestmark = pytest.mark.slow
 
 SLOW = """
 CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
@@ -34,10 +37,6 @@ def test_surplus_is_refused_at_once(database_url: str, serve: Callable[..., Serv
     assert late - early < 10_000_000
 
     user_id = register(database_url)
-    answers = post_all(server.port, "/ingest/", [valid(user_id) for _ in range(20)])
+    answers = post_all(server.port, "/ingest/", [metric(user_id) for _ in range(20)])
     assert [answer.status for answer in answers] == [200] * 20
     assert max(answer.seconds for answer in answers) < 1
-
-
-def resident_bytes(server: Server) -> int:
-    return sum(child.memory_info().rss for child in psutil.Process(server.process.pid).children())

@@ -1,4 +1,4 @@
-"""Behind a transaction-mode PgBouncer nothing of a session is there from one transaction to the next."""
+"""Behind PgBouncer in transaction mode, where each transaction may use another server connection."""
 
 import os
 import shutil
@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from faults.load import Load
-from faults.mortal import Mortal, is_root
 from metrics_ingest.settings import read_database
+from support.mortal import Mortal, is_root
 from support.processes import Server, eventually, free_port, query
+
+pytestmark = pytest.mark.slow
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIGURATION = """
@@ -80,14 +82,14 @@ def test_two_hundred_clients_through_a_pool_of_two(pooled: tuple[str, str], serv
         assert load.statuses.keys() == {200}
         assert load.acknowledged
         print(f"{len(load.acknowledged)} metrics through PgBouncer")  # noqa: T201  # a figure for the report
-    assert len(ours) <= 2
+    assert 1 <= len(ours) <= 2
 
 
 def test_restart_behind_the_pooler_fails_no_request(
     mortal: Mortal, pooled: tuple[str, str], serve: Callable[..., Server]
 ) -> None:
     url, through = pooled
-    server = serve("ingest", through, WRITE_TIMEOUT_S="30")
+    server = serve("ingest", through, WRITE_TIMEOUT_S="60")
     with Load(server.port, url) as load:
         time.sleep(0.5)
         mortal.restart()

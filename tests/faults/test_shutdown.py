@@ -1,4 +1,4 @@
-"""SIGTERM: what is under way is answered after its commit, nothing new is taken, and it is over in ten seconds."""
+"""SIGTERM: running requests are answered after their commit, new ones are not accepted, and it takes at most 10 s."""
 
 import signal
 import socket
@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.load import Answer, Load, locked, metric, post_all, register
-from faults.mortal import Mortal
+from faults.load import Answer, Load, locked, post_all
+from support.metrics import metric, register
+from support.mortal import Mortal
 from support.processes import Server, eventually, query
+
+pytestmark = pytest.mark.slow
 
 Serve = Callable[..., Server]
 
@@ -52,8 +55,8 @@ def test_under_load_nothing_acknowledged_is_missing(mortal: Mortal, serve: Serve
     assert "Traceback" not in server.log
 
 
-def test_hanging_database_and_stuck_clients_do_not_hold_it_up(mortal: Mortal, serve: Serve) -> None:
-    """Those who wait are told 503, so that they know; with its 10 s of patience each could wait for longer."""
+def test_hanging_database_and_stuck_clients_do_not_delay_the_end(mortal: Mortal, serve: Serve) -> None:
+    """Waiting requests get 503 before the process ends, although WRITE_TIMEOUT_S would let them wait for a minute."""
     url = mortal.clone()
     server = serve("ingest", url, WRITE_TIMEOUT_S="60")
     user_id = register(url)

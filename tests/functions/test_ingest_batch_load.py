@@ -6,7 +6,6 @@ import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
@@ -14,10 +13,12 @@ import psutil
 import pytest
 import requests
 
+from support.memory import needs_proc, peak_bytes
 from support.processes import Postgres, Stack, function, query
 
-OVERLAP_S = float(os.environ.get("OVERLAP_S", "8"))
-MOST_MEMORY_KB = 200_000
+pytestmark = pytest.mark.slow
+OVERLAP_S = float(os.environ.get("OVERLAP_S", "4"))
+MOST_MEMORY = 200_000_000  # bytes
 
 
 def events(user_id: str, count: int) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ def deadlocks(stack: Stack) -> int:
     return int(count)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+@needs_proc
 def test_ten_thousand_plain_and_packed_within_200_mb(postgres: Postgres) -> None:
     """Fifty requests: twenty-five plain and twenty-five packed, each of them new metrics by its own key."""
     url = postgres.clone()
@@ -108,13 +109,7 @@ def test_ten_thousand_plain_and_packed_within_200_mb(postgres: Postgres) -> None
             )
             assert (answer.status_code, answer.json()["stored"]) == (200, 10_000), answer.text[:500]
         process = psutil.Process(server.process.pid)
-        peaks = [peak_kb(one.pid) for one in (process, *process.children(recursive=True))]
+        peaks = [peak_bytes(one.pid) for one in (process, *process.children(recursive=True))]
     assert query(url, "SELECT count(*) FROM metrics") == [[500_000]]
-    print(f"peak memory: {max(peaks) // 1000} MB")  # noqa: T201  # a figure worth seeing
-    assert max(peaks) < MOST_MEMORY_KB
-
-
-def peak_kb(pid: int) -> int:
-    """The most memory that the process ever held."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    print(f"peak memory: {max(peaks) // 1_000_000} MB")  # noqa: T201  # a figure worth seeing
+    assert max(peaks) < MOST_MEMORY

@@ -1,10 +1,7 @@
-# Security checks that take longer than a test run, or the network; included by the Makefile.
-FUZZ_EXAMPLES ?= 20000
+.PHONY: fuzz contract
 
-.PHONY: fuzz audit
+fuzz: install ## Fuzz the parsers and the running functions for minutes, with new input [FUZZ_EXAMPLES=5000]
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz/test_parsers.py tests/fuzz/test_functions.py $(ARGS)
 
-fuzz: install ## Fuzz the parsers and the HTTP surface for minutes [FUZZ_EXAMPLES=20000]
-	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz/test_fuzz.py tests/fuzz/test_abuse.py $(ARGS)
-
-audit: install ## Look the locked packages up in the database of advisories (OSV) [OSV_URL=https://api.osv.dev]
-	@$(BIN)/python tools/audit.py requirements.lock requirements-dev.lock deploy/build.lock
+contract: install ## Try the OpenAPI document against the running functions for some minutes [CONTRACT_EXAMPLES=1000]
+	@CONTRACT_EXAMPLES=$(or $(CONTRACT_EXAMPLES),1000) $(BIN)/python -m pytest -s tests/fuzz/test_schemathesis.py $(ARGS)

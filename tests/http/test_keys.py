@@ -13,6 +13,7 @@ from metrics_ingest import settings
 from metrics_ingest.admin import cli
 from metrics_ingest.admin.keys import new_key
 from metrics_ingest.http.auth import authenticate
+from support.emulator import emulator
 from support.processes import BIN, ROOT, Postgres, Server, free_port, function
 from support.raw import exchange, post
 
@@ -141,12 +142,7 @@ def test_command_refuses_a_name_that_could_not_stand_in_api_keys(name: str) -> N
 
 
 def test_emulator_needs_no_key_and_is_reachable_from_this_machine_only(database_url: str) -> None:
-    environment = {"DATABASE_URL": database_url, "PORT": str(free_port())}
-    server = Server([str(BIN / "python"), "-m", "metrics_ingest.local.emulator"], environment, int(environment["PORT"]))
-    try:
-        server.wait_until_ready()
+    with emulator(DATABASE_URL=database_url) as server:
         open_to = {c.laddr.ip for c in psutil.Process(server.process.pid).net_connections() if c.status == "LISTEN"}
         assert open_to == {"127.0.0.1"}
         assert requests.post(f"{server.url}/users/", json={"name": "Greg"}, timeout=10).status_code == 201
-    finally:
-        server.close()

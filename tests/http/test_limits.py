@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 import requests
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from metrics_ingest.http.bodies import GZIP_MEMBERS, LARGE_BODIES, Memory, Reser
 from metrics_ingest.http.headers import combined
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
+from support.memory import Peak
 from support.processes import Postgres, Server, Stack, eventually, function, in_a_new_process
 from support.raw import exchange, post
 
@@ -74,26 +74,6 @@ def own(postgres: Postgres) -> Iterator[dict[str, Server]]:
         yield {"ingest": one, "ingest_batch": many, "users": users}
         for server in (one, many, users):
             assert "internal error" not in server.log
-
-
-class Peak:
-    """The most memory that a server's processes have had since (Linux: VmHWM, which can be reset)."""
-
-    def __init__(self, server: Server) -> None:
-        (self._worker,) = psutil.Process(server.process.pid).children()
-        self._before = self._read()
-
-    def _read(self) -> int:
-        with open(f"/proc/{self._worker.pid}/clear_refs", "w") as reset:  # noqa: PTH123  # not a file to replace
-            reset.write("5")
-        return int(self._worker.memory_info().rss)
-
-    @property
-    def growth(self) -> int:
-        """In bytes."""
-        with open(f"/proc/{self._worker.pid}/status") as status:  # noqa: PTH123
-            peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-        return peak * 1024 - self._before
 
 
 @pytest.mark.parametrize("name", HEAVY)
@@ -324,9 +304,4 @@ def test_ordinary_heads_and_pipelines_pass(stack: Stack) -> None:
     head = f"GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n".encode()
     assert exchange(stack.ingest.port, head).startswith(b"HTTP/1.1 200 ")
     ten = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 9 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", stack.ingest.port), timeout=10) as connection:
-        connection.sendall(ten)
-        received = b""
-        while piece := connection.recv(65_536):
-            received += piece
-    assert received.count(b"HTTP/1.1 200 OK") == 10
+    assert exchange(stack.ingest.port, ten, until_closed=True).count(b"HTTP/1.1 200 OK") == 10

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,21 +12,16 @@ from openapi_spec_validator import validate
 from metrics_ingest.errors import CODES
 from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS
-from support.processes import ROOT, Postgres, Server, free_port
+from support.emulator import emulator
+from support.processes import ROOT, Postgres
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def emulator(postgres: Postgres) -> Iterator[str]:
-    port = free_port()
-    environment = {"DATABASE_URL": postgres.clone(), "PORT": str(port)}
-    server = Server([sys.executable, "-m", "metrics_ingest.local.emulator"], environment, port)
-    try:
-        server.wait_until_ready()
+@pytest.fixture(scope="module", name="emulator")
+def running_emulator(postgres: Postgres) -> Iterator[str]:
+    with emulator(DATABASE_URL=postgres.clone()) as server:
         yield server.url
-    finally:
-        server.close()
 
 
 def test_kept_document_is_the_generated_one() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from starlette.requests import Request
 from metrics_ingest.errors import StatementRefused, StoreUnavailable
 from metrics_ingest.http.service import Service
 from support.processes import Server, Stack, in_a_new_process, query
-from support.raw import exchange, post
+from support.raw import abandon, exchange, post
 
 SECRET = "SELECT secret FROM /etc/hunter2"
 CORRELATION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -119,9 +118,7 @@ def test_other_methods_are_405_without_a_trace(serving: Server, method: str) -> 
 def test_answer_that_nobody_waits_for_is_no_failure(stack: Stack, follows: bytes) -> None:
     body = b'{"user_id":"%s","metric_type":"talked_time","value":1,"timestamp":"2024-08-08T12:34:56Z"}'
     for _ in range(20):
-        request = post("/ingest/", body % stack.user().encode()) + follows
-        with socket.create_connection(("127.0.0.1", stack.ingest.port), timeout=10) as connection:
-            connection.sendall(request)
+        abandon(stack.ingest.port, post("/ingest/", body % stack.user().encode()) + follows)
     assert requests.get(f"{stack.ingest.url}/health", timeout=10).ok
     assert "Traceback" not in stack.ingest.log
     assert "Exception" not in stack.ingest.log

@@ -1,10 +1,9 @@
-"""`make run`: the cloud on one port, and what it says when it cannot."""
+"""`make run`: all functions on one port, and one clear line when it cannot start."""
 
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,8 +14,9 @@ import psutil
 import pytest
 import requests
 
+from support.emulator import emulator, failed_start
 from support.problems import check_problem
-from support.processes import Server, eventually, free_port
+from support.processes import Server, eventually
 
 USER = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 # The documented request of the service that this one replaces, to the byte.
@@ -31,33 +31,7 @@ Emulate = Callable[..., Server]
 def emulate(tmp_path: Path) -> Iterator[Emulate]:
     """Start the emulator in a directory of the test's own."""
     with ExitStack() as stack:
-
-        def start(**environment: str) -> Server:
-            port = int(environment.setdefault("PORT", str(free_port())))
-            command = ["sh", "-c", f"cd {tmp_path} && exec {sys.executable} -m metrics_ingest.local.emulator"]
-            server = Server(command, environment, port)
-            stack.callback(server.close)
-            server.wait_until_ready()
-            return server
-
-        yield start
-
-
-def failure(environment: dict[str, str], directory: Path | None = None) -> str:
-    """The one line that the emulator ends with."""
-    done = subprocess.run(
-        [sys.executable, "-m", "metrics_ingest.local.emulator"],
-        cwd=directory,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    return line
+        yield lambda **environment: stack.enter_context(emulator(tmp_path, **environment))
 
 
 def register(server: Server) -> None:
@@ -124,7 +98,7 @@ def test_database_url_is_used_instead_of_an_embedded_one(emulate: Emulate, datab
 def test_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = failure({"PORT": str(port)})
+        line = failed_start(PORT=str(port))
     assert line.startswith(f"metrics-ingest: cannot listen on 127.0.0.1:{port}")
     assert "make run PORT=" in line
 
@@ -143,14 +117,14 @@ def test_port_in_use_is_one_clear_line() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_bad_setting_is_one_clear_line(environment: dict[str, str], expected: str) -> None:
-    line = failure({"PORT": str(free_port()), "DATABASE_URL": "postgresql://u@127.0.0.1:1/d"} | environment)
+    line = failed_start(**{"DATABASE_URL": "postgresql://u@127.0.0.1:1/d"} | environment)
     assert line.startswith(f"metrics-ingest: {expected}")
     assert "secret" not in line
 
 
 def test_second_emulator_on_the_same_data_is_refused(emulate: Emulate, tmp_path: Path) -> None:
     first = emulate()
-    assert "is `make run` running already?" in failure({"PORT": str(free_port())}, tmp_path)
+    assert "is `make run` running already?" in failed_start(tmp_path)
     assert requests.get(f"{first.url}/ingest/health", timeout=10).status_code == 200
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from metrics_ingest.server import protocol as tuned
 from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.server.protocol import EXECUTION_ID, TunedProtocol, without_middleware
 from support.processes import Stack
+from support.raw import exchange
 
 POST = b"POST /x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -226,8 +226,6 @@ def test_pipelined_metrics_over_a_real_socket(stack: Stack, metric: dict[str, An
     one = b"POST /ingest/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     requests = b"".join(one % len(each) + each for each in (good, b"{", good, b"[]", good))
     last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", stack.ingest.port), timeout=10) as connection:
-        connection.sendall(requests + last)
-        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    answer = exchange(stack.ingest.port, requests + last, until_closed=True)
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400", b"200", b"422", b"200", b"200"]
     assert len(stack.stored(metric["user_id"])) == 3

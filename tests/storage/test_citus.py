@@ -15,6 +15,7 @@ import requests
 
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations
+from support import metrics
 from support.processes import ROOT, Server, query
 
 URL = os.environ.get("CITUS_URL", "")
@@ -43,8 +44,7 @@ def user() -> str:
 
 
 def metric(user: str, **changes: Any) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat()
-    return {"user_id": user, "metric_type": "talked_time", "value": 1, "timestamp": now, **changes}
+    return metrics.metric(user, **{"value": 1, "timestamp": datetime.now(UTC).isoformat(), **changes})
 
 
 def test_single_metrics_are_stored_once_and_faults_are_told(user: str, serve: Callable[..., Server]) -> None:

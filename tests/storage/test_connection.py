@@ -12,8 +12,6 @@ from uuid import uuid4
 import pg8000.native
 import pytest
 
-from faults.mortal import Mortal
-from faults.network import Proxy
 from metrics_ingest.errors import ConnectionLost, StoreUnavailable
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import connection as connection_module
@@ -22,7 +20,9 @@ from metrics_ingest.storage.connection import Connection
 from metrics_ingest.storage.driver import connect
 from metrics_ingest.storage.operations import Commit, Operation
 from metrics_ingest.storage.seen_sessions import SeenSessions
+from support.mortal import Mortal
 from support.processes import eventually, query
+from support.proxy import Proxy
 
 
 @pytest.fixture

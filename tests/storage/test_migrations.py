@@ -1,5 +1,6 @@
-"""The schema: it comes, goes and comes back on every PostgreSQL there is, whoever else is migrating."""
+"""Migrations: apply, roll back and apply again, on several PostgreSQL versions, two at once, and after a kill."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     if request.param not in embedded.utils.POSTGRES_VERSIONS:
         pytest.skip(f"PostgreSQL {request.param} is not installed here (Debian: postgresql-{request.param})")
     server = Postgres(request.param)
+    assert server.run("SHOW server_version_num")[0][0].startswith(str(request.param))
     yield server
     server.close()
 
@@ -62,48 +64,45 @@ def command(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_applies_rolls_back_and_applies_again(server: Postgres) -> None:
-    assert server.run("SHOW server_version_num")[0][0].startswith(
-        (str(server.server.bin_path).count("18") and "18") or "1"
-    )
     url = server.clone()
     database = read_database({"DATABASE_URL": url})
     before = query(url, SCHEMA)
     assert before
     names = migrations.rollback(database)
+    assert names[0] == "functions"
     assert [row for row in query(url, SCHEMA) if "yoyo" not in row[1]] == []
     assert migrations.migrate(database) == names[::-1]
     assert query(url, SCHEMA) == before
     assert migrations.migrate(database) == []
 
 
-def test_each_rollback_brings_back_what_was_before(empty: str) -> None:
-    """Functions with their bodies included; one step at a time, as an operator would go back."""
+def test_each_rollback_restores_the_schema_before_its_migration(empty: str) -> None:
     with migrations.open_backend(read_database({"DATABASE_URL": empty})) as backend:
         every = yoyo.read_migrations(str(migrations.directory()))
         before = {}
         for migration in backend.to_apply(every):
             before[migration.id] = query(empty, SCHEMA)
             backend.apply_one(migration)
-        assert len(before) > 5
+        assert before.keys() == {path.stem for path in migrations_on_disk()}
         for migration in backend.to_rollback(every):
             backend.rollback_one(migration)
             left = [row for row in query(empty, SCHEMA) if "yoyo" not in row[1]]
             assert left == [row for row in before[migration.id] if "yoyo" not in row[1]], migration.id
 
 
-def test_ingest_function_works_on_each_server(server: Postgres) -> None:
-    url = server.clone()
-    user = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
-    query(url, f'SELECT register_users(\'[{{"user_id":"{user}","name":"Greg"}}]\')')
+def test_functions_store_a_batch_on_each_server(server: Postgres) -> None:
+    store_a_batch_twice(server.clone())
+
+
+def store_a_batch_twice(url: str) -> None:
+    query(url, f'SELECT register_users(\'[{{"user_id":"{USER}","name":"Greg"}}]\')')
     types = ["talked_time", "talked_time", "speaker_used", "nothing"]
     columns = [[USER] * 4, ["2024-08-08T12:34:56Z"] * 4, [USER] * 4, [USER] * 4, types, ["1"] * 4]
     batch = ", ".join("'{" + ",".join(column) + "}'" for column in [*columns, ["t"] * 4])
-    for outcomes in ([(2, "duplicate"), (3, "metric_conflict"), (4, "unknown_metric_type")], None):
-        (((answer,),),) = (query(url, f"SELECT store_metrics({batch})"),)
-        if outcomes:
-            assert sorted((entry["position"], entry["outcome"]) for entry in answer) == outcomes
-        else:
-            assert [entry["outcome"] for entry in answer].count("duplicate") == 2
+    repeated = [(2, "duplicate"), (3, "metric_conflict"), (4, "unknown_metric_type")]
+    for outcomes in (repeated, [(1, "duplicate"), *repeated]):
+        ((answer,),) = query(url, f"SELECT store_metrics({batch})")
+        assert sorted((entry["position"], entry["outcome"]) for entry in answer) == outcomes
     assert query(url, "SELECT count(*) FROM metrics") == [[1]]
 
 
@@ -142,37 +141,125 @@ def test_month_with_rows_in_the_default_partition_is_left_there(database_url: st
     assert query(database_url, "SELECT count(*) FROM metrics_default") == [[1]]
 
 
-def test_two_at_once_do_not_collide(empty: str) -> None:
+def test_four_at_once_apply_each_migration_once(empty: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: command("migrate", url=empty), range(4)))
     assert [process.returncode for process in done] == [0] * 4, done
-    assert sum(process.stdout.count("applied 0001") for process in done) == 1
+    for name in ("0001", "0004", "functions"):
+        assert sum(process.stdout.count(f"applied {name}") for process in done) == 1
 
 
-def test_a_killed_one_leaves_nothing_locked_and_nothing_half_done(empty: str, tmp_path: Path) -> None:
-    """It is killed in the middle of its last migration, which had made a table already."""
-    copied = tmp_path / "migrations"
-    shutil.copytree(migrations.directory(), copied)
-    (copied / "9999-never-ends.sql").write_text("CREATE TABLE half_done ();\nSELECT pg_sleep(600);\n")
-    script = (
-        "import sys, pathlib; from metrics_ingest import migrations, settings; "
-        f"migrations.directory = lambda: pathlib.Path({str(copied)!r}); "
-        f"migrations.migrate(settings.read_database({{'DATABASE_URL': {empty!r}}}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    sleeping = "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND datname = current_database()"
-    eventually(lambda: query(empty, sleeping))
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("9999-never-ends.sql", "CREATE TABLE half_done ();\nSELECT pg_sleep(600);\n"),
+        ("functions/zzz.sql", "CREATE FUNCTION half_done() RETURNS int RETURN 1;\nSELECT pg_sleep(600);\n"),
+    ],
+    ids=["table", "function"],
+)
+def test_killed_migration_leaves_no_lock_and_nothing_of_its_step(
+    empty: str, tmp_path: Path, file: str, text: str
+) -> None:
+    """It is killed in its last step, after that has created something; earlier steps stay."""
+    process = subprocess.Popen([sys.executable, "-c", migrating(empty, copied(tmp_path, file, text))])
+    sleeping = "SELECT {} FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    eventually(lambda: query(empty, sleeping.format("pid")))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    query(empty, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%'")
+    assert query(empty, "SELECT count(*) FROM users") == [[0]]
+    query(empty, sleeping.format("pg_terminate_backend(pid)"))
+    assert query(empty, "SELECT to_regclass('half_done'), to_regproc('half_done'), to_regproc('store_metrics')") == [
+        [None, None, None]
+    ]
     done = command("migrate", url=empty)
-    assert (done.returncode, done.stdout) == (0, "nothing to do: the schema is up to date\n")
-    assert query(empty, "SELECT to_regclass('half_done')") == [[None]]
+    assert (done.returncode, done.stdout) == (0, "applied functions\n")
+
+
+def copied(tmp_path: Path, file: str, text: str) -> Path:
+    """A copy of the migrations with another file."""
+    directory = tmp_path / "migrations"
+    shutil.copytree(migrations.directory(), directory)
+    (directory / file).write_text(text)
+    return directory
+
+
+def migrating(url: str, directory: Path) -> str:
+    """A Python program that migrates a database with the migrations in a directory."""
+    return (
+        "import pathlib; from metrics_ingest import settings; from metrics_ingest.storage import migrations; "
+        f"migrations.directory = lambda: pathlib.Path({str(directory)!r}); "
+        f"migrations.migrate(settings.read_database({{'DATABASE_URL': {url!r}}}))"
+    )
+
+
+def test_functions_are_applied_again_only_when_their_text_has_changed(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = read_database({"DATABASE_URL": database_url})
+    answer = "CREATE OR REPLACE FUNCTION answer() RETURNS int LANGUAGE sql AS 'SELECT {}';\n"
+    directory = copied(tmp_path, "functions/answer.sql", answer.format(1))
+    monkeypatch.setattr(migrations, "directory", lambda: directory)
+    for number in (1, 2):
+        (directory / "functions" / "answer.sql").write_text(answer.format(number))
+        assert migrations.migrate(database) == ["functions"]
+        assert migrations.migrate(database) == []
+        assert query(database_url, "SELECT answer()") == [[number]]
+
+
+def test_functions_for_citus_are_applied_where_the_extension_is(empty: str) -> None:
+    """They are plain SQL, so they run here, too: with the extension's row in the catalog, but without the extension."""
+    database = read_database({"DATABASE_URL": empty})
+    migrations.migrate(database)
+    functions = "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    plain = dict(query(empty, functions))
+    connection = connect(database, 30)
+    connection.run("SET allow_system_table_mods = on")
+    connection.run(
+        "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)"
+        " VALUES (99999, 'citus', 10, 'public'::regnamespace, false, '13')"
+    )
+    connection.close()
+    assert migrations.migrate(database) == ["functions"]
+    assert migrations.migrate(database) == []
+    changed = {name for name, source in query(empty, functions) if source != plain[name]}
+    assert changed == {"store_metrics", "existing_metrics", "first_unseen_xid"}
+    store_a_batch_twice(empty)
+    assert query(empty, "SELECT refresh_summaries()")[0][0]["metrics"] == 1
+    assert migrations.rollback(database)[0] == "functions"
+    assert query(empty, functions) == []
+
+
+def test_database_of_an_unreleased_version_is_refused_with_what_to_do(empty: str, tmp_path: Path) -> None:
+    unreleased = tmp_path / "migrations"
+    (unreleased / "functions").mkdir(parents=True)
+    for name in ("0001-create-users-sessions-metrics", "0014-store-without-looking-first"):
+        (unreleased / f"{name}.sql").write_text("CREATE TABLE IF NOT EXISTS users (user_id uuid);\n")
+    (unreleased / "functions" / "grant_to_roles.sql").write_text(
+        "CREATE OR REPLACE FUNCTION grant_to_roles() RETURNS int LANGUAGE sql AS 'SELECT 1';\n"
+        "CREATE OR REPLACE FUNCTION create_metrics_partitions(int) RETURNS int LANGUAGE sql AS 'SELECT 1';\n"
+    )
+    subprocess.run([sys.executable, "-c", migrating(empty, unreleased)], check=True)
+    before = query(empty, SCHEMA)
+    for arguments in (["migrate"], ["migrate", "--rollback", "--yes"]):
+        refused = command(*arguments, url=empty)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(
+            "metrics-ingest: cannot migrate: the database has migrations that this version"
+        )
+        assert "0014-store-without-looking-first" in refused.stderr
+        assert "`metrics-ingest export`, `metrics-ingest load`" in refused.stderr
+        assert query(empty, SCHEMA) == before
 
 
 def test_command_says_what_it_did(empty: str) -> None:
     first, second = command("migrate", url=empty), command("migrate", url=empty)
-    assert first.stdout.splitlines()[0] == "applied 0001-create-users-sessions-metrics"
+    assert first.stdout.splitlines() == [
+        "applied 0001-create-tables",
+        "applied 0002-create-roles",
+        "applied 0003-keep-rejected-metrics",
+        "applied 0004-create-summaries",
+        "applied functions",
+    ]
     assert second.stdout == "nothing to do: the schema is up to date\n"
     assert command("migrate", "--rollback", url=empty).returncode == 1  # it asks, and nobody answers
     assert "rolled back 0001" in command("migrate", "--rollback", "--yes", url=empty).stdout
@@ -180,18 +267,22 @@ def test_command_says_what_it_did(empty: str) -> None:
     assert (away.returncode, "secret" in away.stderr, away.stderr.count("\n")) == (1, False, 1)
 
 
-def test_every_migration_has_its_rollback_and_every_constraint_a_name() -> None:
-    files = {path.name for path in migrations.directory().glob("*.sql")}
-    applied = {name for name in files if not name.endswith(".rollback.sql")}
-    assert {name.removesuffix(".sql") + ".rollback.sql" for name in applied} == files - applied
+def migrations_on_disk() -> set[Path]:
+    return {path for path in migrations.directory().glob("*.sql") if not path.name.endswith(".rollback.sql")}
 
 
-def test_generated_constraint_names_are_not_relied_on(database_url: str) -> None:
-    """Those of partitions aside, each constraint is named in the SQL."""
-    text = "".join(path.read_text() for path in migrations.directory().glob("*.sql"))
+def test_every_migration_has_its_rollback() -> None:
+    files = set(migrations.directory().glob("*.sql"))
+    assert {path.with_suffix(".rollback.sql") for path in migrations_on_disk()} == files - migrations_on_disk()
+
+
+def test_every_constraint_is_named_in_the_sql(database_url: str) -> None:
+    """Those of partitions aside; NOT NULL has a name only since PostgreSQL 18."""
+    named = set(re.findall(r"CONSTRAINT (\w+)", "".join(path.read_text() for path in migrations_on_disk())))
     names: list[Any] = query(
         database_url,
         "SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' "
         "AND conparentid = 0 AND conrelid::regclass::text !~ '^_?yoyo|^metrics_p|^metrics_default'",
     )
-    assert [name for (name,) in names if name not in text] == []
+    assert len(names) > 10
+    assert [name for (name,) in names if name not in named] == []

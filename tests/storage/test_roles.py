@@ -173,13 +173,27 @@ def test_only_the_writer_may_call_what_runs_as_the_owner(url: str) -> None:
                   has_function_privilege('metrics_reader', oid, 'EXECUTE')
            FROM pg_proc WHERE pronamespace = 'public'::regnamespace""",
     )
-    assert {"store_metrics", "store_doubtful_metrics", "register_users"} <= {
+    assert {"store_metrics", "check_and_store_metrics", "register_users"} <= {
         name for name, definer, *_ in functions if definer
     }
     for name, definer, immutable, settings, writer, reader in functions:
         assert (writer, reader) == (definer, immutable), name
         assert immutable or "search_path=pg_catalog, public, pg_temp" in settings, name
     assert sqlstate(as_role(url, "metrics_reader"), "SELECT * FROM session_summary") == ""
+
+
+def test_functions_are_not_public_even_where_that_is_the_default(postgres: Postgres) -> None:
+    """As for a superuser who migrates a database of the owner: default privileges belong to whoever created them."""
+    url = postgres.clone()
+    public = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND {} ORDER BY 1"
+    names = query(url, public.format("true"))
+    for kind, name in [("VIEW", "session_summary"), ("VIEW", "session_type_summary"), ("VIEW", "user_day_summary"),
+                       ("VIEW", "type_hour_summary"), *(("FUNCTION", name) for (name,) in names)]:  # fmt: skip
+        query(url, f"DROP {kind} {name}")
+    query(url, "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC")
+    assert migrations.migrate(read_database({"DATABASE_URL": url})) == ["functions"]
+    assert query(url, public.format("true")) == names
+    assert query(url, public.format("has_function_privilege('pg_monitor', oid, 'EXECUTE')")) == []
 
 
 def test_timeouts_stand_on_the_roles(url: str) -> None:
@@ -240,11 +254,9 @@ def test_functions_are_not_hijacked(url: str, name: str) -> None:
 
 def test_nobody_can_plant_an_operator_in_public(url: str) -> None:
     """Not in a database from before PostgreSQL 15 either, where everyone could create there."""
-    database = name_of(url)
     query(url, "GRANT CREATE ON SCHEMA public TO PUBLIC")
     migrations.rollback(read_database({"DATABASE_URL": url}))
     migrations.migrate(read_database({"DATABASE_URL": url}))
-    assert database
     plant = "CREATE FUNCTION public.equal(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true'"
     assert sqlstate(as_role(url, "metrics_writer"), plant) == "42501"
 
@@ -265,7 +277,7 @@ def test_plain_owner_migrates_and_the_functions_run_as_it(owner: tuple[str, str]
     database = read_database({"DATABASE_URL": url})
     migrations.migrate(database)
     assert query(
-        url, "SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc WHERE prosecdef AND proname ~ '^(ingest_m|reg)'"
+        url, "SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc WHERE prosecdef AND proname ~ '^(store_m|reg)'"
     ) == [[name]]
     user = str(uuid4())
     writer = as_role(url.replace(f"{name}@", "postgres@"), "metrics_writer")

@@ -22,7 +22,8 @@ from metrics_ingest.admin import cli
 from metrics_ingest.settings import BadSetting, Settings, read_database
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import connect
-from support.processes import BIN, Server, eventually, free_port, query
+from support.emulator import failed_start
+from support.processes import Server, eventually, free_port, query
 
 PASSWORD = "correct horse/battery@staple"
 ALICE = f"alice:{quote(PASSWORD, safe='')}"
@@ -290,15 +291,6 @@ def test_password_is_in_no_log(server: TlsPostgres, serve: Callable[..., Server]
     function = serve("users", server.url(password=wrong), WRITE_TIMEOUT_S="0.5", LOG_LEVEL="DEBUG")
     answer = requests.post(function.url, json={"name": "Greg"}, timeout=10)
     assert answer.status_code == 503
-    emulator = subprocess.run(
-        [str(BIN / "python"), "-m", "metrics_ingest.local.emulator"],
-        env={"DATABASE_URL": server.url(password=wrong), "PATH": os.environ["PATH"], "PORT": str(free_port())},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert (emulator.returncode, emulator.stdout) == (1, "")
-    assert len(emulator.stderr.splitlines()) == 1
-    told += [answer.text, function.log, emulator.stderr]
+    told += [answer.text, function.log, failed_start(DATABASE_URL=server.url(password=wrong))]
     assert wrong not in "".join(told)
     assert quote(wrong, safe="") not in "".join(told)

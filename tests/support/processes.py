@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pg8000.native
 import psutil
 import requests
 
@@ -31,13 +32,13 @@ CHOSEN = {name: os.environ[name] for name in ("SERVER",) if name in os.environ} 
 
 
 class Postgres:
-    """A running embedded server with a migrated template database. Its data goes when it is closed."""
+    """A running embedded server with a migrated template database. Closing it removes its data."""
 
     def __init__(self, version: int = 18, **parameters: str) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="metrics-ingest-pg-")
         data = Path(self._directory.name) / "data"
         self.server: Any = embedded.get_server(data, cleanup_mode=None, postgres_version=version)
-        # Nothing here is worth more than the test that made it; the durability tests choose otherwise.
+        # Without fsync the tests are faster, and lose nothing that matters; the durability tests turn it on.
         for name, value in {"fsync": "off", "max_connections": "200", **parameters}.items():
             self.run(f"ALTER SYSTEM SET {name} = '{value}'")
         self.restart()
@@ -82,30 +83,44 @@ class Postgres:
         self._directory.cleanup()
 
 
-def query(url: str, sql: str, **parameters: Any) -> list[Any]:
-    """Run one statement on a database and return its rows."""
-    connection = connect(read_database({"DATABASE_URL": url}), 30)
+@contextmanager
+def connected(url: str, timeout_s: float = 30) -> Iterator[pg8000.native.Connection]:
+    """A connection to a database, closed at the end of the block."""
+    connection = connect(read_database({"DATABASE_URL": url}), timeout_s)
     try:
-        return connection.run(sql, **parameters) or []
+        yield connection
     finally:
         connection.close()
+
+
+def query(url: str, sql: str, **parameters: Any) -> list[Any]:
+    """Run one statement on a database and return its rows."""
+    with connected(url) as connection:
+        return connection.run(sql, **parameters) or []
 
 
 class Server:
     """A server process: its base URL, and all that it has printed."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], port: int) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], port: int, directory: Path | None = None
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
         self.process = subprocess.Popen(
             command,
             env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **CHOSEN, **environment},
-            cwd="/",  # a function must not depend on where it is started
+            cwd=directory or "/",  # a function must not depend on where it is started
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes, which serve the requests."""
+        return list(psutil.Process(self.process.pid).children())
 
     @property
     def log(self) -> str:
@@ -128,7 +143,7 @@ class Server:
     def kill(self, *, worker_only: bool = False) -> None:
         """Kill it with SIGKILL: all of it, or only a worker, which it will replace."""
         if worker_only:
-            psutil.Process(self.process.pid).children()[0].kill()
+            self.workers[0].kill()
         else:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -172,7 +187,7 @@ class Stack:
         return requests.post(f"{self.ingest_batch.url}/ingest_batch/", json=metrics, headers=headers, timeout=60)
 
     def query(self, sql: str, **parameters: Any) -> list[Any]:
-        """Look into the database."""
+        """Run one statement on the database of the functions and return its rows."""
         return query(self.database_url, sql, **parameters)
 
     def stored(self, user_id: str) -> list[Any]:
@@ -183,7 +198,7 @@ class Stack:
 
 
 async def in_a_new_process(answer: Awaitable[Any]) -> Any:
-    """Await what a service answers here, in the tests' own process, as if it were the process's first request."""
+    """Await what a service answers in this process, as if it were the process's first request."""
     for made_by_the_first_request in (
         deadlines.body_deadlines,
         shutdown.shutdown_deadline,
@@ -218,11 +233,13 @@ def start_function(name: str, database_url: str, **environment: str) -> Server:
 
 @contextmanager
 def function(name: str, database_url: str, **environment: str) -> Iterator[Server]:
-    """A function that is running meanwhile."""
+    """Run a function until the block ends. It is killed then, because an orderly end takes half a second."""
     server = start_function(name, database_url, **environment)
     try:
         yield server
     finally:
+        if server.process.poll() is None:
+            server.kill()
         server.close()
 
 

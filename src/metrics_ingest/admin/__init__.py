@@ -1,1 +1,1 @@
-"""The command `metrics-ingest`: what an operator does to the database."""
+"""The command `metrics-ingest`, with which an operator manages the database."""

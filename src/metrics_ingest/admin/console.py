@@ -1,29 +1,20 @@
-"""What the operator's commands share: the database of the environment, and answers for eyes and for scripts.
+"""The terminal side of the commands: shared options, errors, and output for people and for scripts.
 
-Exit codes: 0 done, 1 not done for a reason that the message gives, 2 wrong usage, 3 the database (or the function)
-cannot be reached, 130 interrupted.
+Exit codes: 0 done, 1 not done for the reason in the message (click.ClickException), 2 wrong usage, 3 the database or
+the function cannot be reached, 130 interrupted.
 """
 
 import json
-import os
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
-from metrics_ingest.settings import BadSetting, Database, read_database
-
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for scripts.")
-Row = dict[str, Any]
-
-
-class Refused(click.ClickException):
-    """It cannot be done, for a reason that the message gives."""
-
-    exit_code = 1
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+Record = dict[str, Any]
 
 
 class Unreachable(click.ClickException):
@@ -32,137 +23,70 @@ class Unreachable(click.ClickException):
     exit_code = 3
 
 
-class Instant(click.ParamType[datetime]):
-    """A date or a time with an offset (RFC 3339); what has no offset is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Raise click.BadParameter for what is no time."""
-        try:
-            instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no date or time like 2024-08-01 or 2024-08-08T12:34:56Z", param, ctx)
-        return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-
-
-INSTANT = Instant()
-
-
-def database() -> Database:
-    """The database that the environment names. Raise click.UsageError when it names none."""
+def time(text: str) -> datetime:
+    """Parse an option's date or time (RFC 3339). Raise click.BadParameter for other text."""
     try:
-        return read_database(os.environ)
-    except BadSetting as error:
-        raise click.UsageError(str(error)) from error
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no date or time like 2024-08-01 or 2024-08-08T12:34:56Z") from None
 
 
-@contextmanager
-def connected() -> Iterator[Any]:
-    """A pg8000 connection in UTC. What the database says no to becomes Refused, a lost connection Unreachable."""
-    import pg8000.native
-
-    from metrics_ingest.storage.driver import connect
-
-    try:
-        connection = connect(database(), None)
-    except (pg8000.native.DatabaseError, pg8000.native.InterfaceError, OSError) as error:
-        raise Unreachable(f"cannot reach the database: {_reason(error)}") from error
-    try:
-        connection.run("SET timezone = 'UTC'")
-        yield connection
-    except pg8000.native.DatabaseError as error:
-        raise Refused(f"the database refused: {_reason(error)}") from error
-    except pg8000.native.InterfaceError as error:
-        raise Unreachable(f"the connection to the database was lost: {_reason(error)}") from error
-    finally:
-        with suppress(pg8000.native.InterfaceError, OSError):  # it may be broken already
-            connection.close()
-
-
-def sqlstate(error: Exception) -> str:
-    """The SQLSTATE of a pg8000 DatabaseError."""
-    fields = error.args[0] if error.args else None
-    return str(fields.get("C", "")) if isinstance(fields, dict) else ""
-
-
-def _reason(error: Exception) -> str:
-    fields = error.args[0] if error.args else None
-    return f"{fields.get('M')} ({fields.get('C')})" if isinstance(fields, dict) else str(error)
-
-
-def query(connection: Any, sql: str, **parameters: Any) -> list[Row]:
-    """The rows of a query, each by its columns' names."""
-    values = connection.run(sql, **parameters)
-    names = [column["name"] for column in connection.columns]
-    return [dict(zip(names, row, strict=True)) for row in values]
-
-
-def show(answer: Row | Iterable[Row], *, as_json: bool, title: str | None = None) -> None:
-    """Print one object or a list of rows: JSON, or a table (drawn by rich, on a terminal that has it)."""
+def print_record(record: Record, *, as_json: bool, title: str) -> None:
+    """Print one object: as JSON, or a line for each field."""
     if as_json:
-        click.echo(json.dumps(answer if isinstance(answer, Mapping) else list(answer), default=_in_json))
+        _print_json(record)
         return
-    if isinstance(answer, Mapping):
-        rows = [{"": name.replace("_", " "), " ": value} for name, value in answer.items()]
-    else:
-        rows = list(answer)
+    click.secho(title, bold=True)
+    width = max(map(len, record))
+    for name, value in record.items():
+        click.echo(f"  {name.replace('_', ' '):{width}}  {_cell(value)}".rstrip())
+
+
+def print_rows(rows: list[Record], *, as_json: bool, title: str, columns: Sequence[str] = ()) -> None:
+    """Print objects with the same fields: as JSON, or as a table of all columns or of those named.
+
+    On a terminal that is too narrow for the table, print each object on its own, as psql does in expanded mode.
+    """
+    if as_json:
+        _print_json(rows)
+        return
     if not rows:
-        click.echo(f"no {title or 'rows'}")
+        click.echo(f"no {title}")
         return
-    names = list(rows[0])
-    cells = [[_shown(row[name]) for name in names] for row in rows]
+    names = columns or tuple(rows[0])
+    lines = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sys.stdout.isatty():
+        if sum(widths) + 2 * len(widths) - 2 > shutil.get_terminal_size().columns:
+            for number, row in enumerate(rows, 1):
+                print_record(row, as_json=False, title=f"{title}, {number} of {len(rows)}")
+            return
+        lines.insert(1, ["─" * width for width in widths])
     numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
-    if sys.stdout.isatty() and _draw(title, names, cells, numeric):
-        return
-    widths = [max(len(line[column]) for line in [names, *cells]) for column in range(len(names))]
-    for line in cells if isinstance(answer, Mapping) else [names, *cells]:
-        padded = (
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=True)
+    for line in lines:
+        cells = zip(line, widths, numeric, strict=True)
+        click.echo(
+            "  ".join(f"{text:>{width}}" if right else f"{text:{width}}" for text, width, right in cells).rstrip()
         )
-        click.echo("  ".join(padded).rstrip())
 
 
-def _draw(title: str | None, names: list[str], cells: list[list[str]], numeric: list[bool]) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        return False
-    table = Table(title=title, show_header=any(name.strip() for name in names))
-    for name, right in zip(names, numeric, strict=True):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*(text.replace("[", r"\[") for text in line))
-    Console().print(table)
-    return True
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, default=lambda item: _format_time(item) if isinstance(item, datetime) else str(item)))
 
 
-def _in_json(value: object) -> str:
-    return _instant(value) if isinstance(value, datetime) else str(value)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return ""
+def _cell(value: object) -> str:
+    """Format a value for people; times to the second."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
     if isinstance(value, datetime):
-        return _instant(value)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return _format_time(value.replace(microsecond=0))
+    if isinstance(value, timedelta):
+        return str(timedelta(seconds=round(value.total_seconds())))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
 
 
-def _instant(value: datetime) -> str:
-    text = value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return text.removesuffix("T00:00:00Z")
-
-
-def confirmed(question: str, *, yes: bool) -> None:
-    """Go on only when the person says yes; abort (exit 1) otherwise."""
-    if not yes:
-        click.confirm(question, abort=True, err=True)
+def _format_time(value: datetime) -> str:
+    """Format a time as RFC 3339 in UTC; midnight as a date."""
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z").removesuffix("T00:00:00Z")

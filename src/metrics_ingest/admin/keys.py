@@ -1,6 +1,6 @@
-"""API keys: 256 random bits that the client keeps, and their SHA-256, which is all that API_KEYS holds.
+"""`metrics-ingest key`: API keys of 256 random bits, which the client keeps; API_KEYS holds their SHA-256 only.
 
-A fast hash will do: nobody guesses 256 bits, which is what a slow one is for.
+A fast hash is enough, because 256 random bits cannot be guessed; slow hashes are for passwords.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, and its entry for API_KEYS. Raise ValueError for a name that could not stand there."""
+    """Return a new key and its entry for API_KEYS. Raise ValueError for a name that API_KEYS does not allow."""
     if not NAME.fullmatch(name):
         raise ValueError("a key's name has 1 to 64 letters, digits, dots, hyphens and underscores")
-    key = f"mi_{secrets.token_urlsafe(32)}"  # the prefix lets secret scanners find one that got away
+    key = f"mi_{secrets.token_urlsafe(32)}"  # secret scanners find leaked keys by the prefix
     return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -25,10 +25,13 @@ def command() -> None:
     """Make API keys."""
 
 
-@command.command()
-@click.option("--name", required=True, help="Who will use it; the log names the caller by it.")
+@command.command(short_help="Make a key, and its entry for API_KEYS.")
+@click.option("--name", required=True, help="The name of the client that will use the key; it appears in the log.")
 def new(name: str) -> None:
-    """Print a new key, once, and its entry for API_KEYS. To rotate, append the entry, change over, drop the old one."""
+    """Print a new key and its entry for API_KEYS. The key is not stored anywhere.
+
+    To replace a key, append the new entry to API_KEYS, give the client the new key, then remove the old entry.
+    """
     try:
         key, entry = new_key(name)
     except ValueError as error:

@@ -1,35 +1,40 @@
-"""`metrics-ingest type`: the registry of what can be measured. Running functions look at it with every batch."""
+"""`metrics-ingest type`: the registry of metric types, which running functions read with every batch."""
 
 import math
 from typing import Any
 
 import click
+from pg8000.native import DatabaseError
 
-from metrics_ingest.admin.console import JSON_OPTION, Refused, Row, connected, query, show, sqlstate
+from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows
+from metrics_ingest.admin.database import open_connection, query
+from metrics_ingest.storage.driver import sqlstate
 
-# What a kind of metric is aggregated by, the usual first, and the range that it has by nature.
+# The aggregations that each kind allows, its default first, and the default range of its values.
 AGGREGATIONS = {
     "duration": ("sum", "mean", "min", "max", "last"),
     "counter": ("sum", "mean", "min", "max", "last"),
-    "gauge": ("mean", "min", "max", "last"),  # a level now and a level then do not add up
+    "gauge": ("mean", "min", "max", "last"),  # no sum: a sum of levels at different times has no meaning
     "score": ("mean", "min", "max", "last"),
     "flag": ("any",),
 }
 RANGES: dict[str, tuple[float | None, float | None]] = {"duration": (0, None), "counter": (0, None), "flag": (0, 1)}
-ANY_AGGREGATION = sorted({name for names in AGGREGATIONS.values() for name in names})
+ANY_AGGREGATION = click.Choice(sorted({name for names in AGGREGATIONS.values() for name in names}))
+KIND_HELP = "duration: a time. counter: a count of events. gauge: a level. score: a rating. flag: yes (1) or no (0)."
 
 LIST = """
     SELECT metric_type, kind, unit, min_value, max_value, aggregation, description, created_at, retired_at
     FROM metric_types
 """
+LIST_COLUMNS = ("metric_type", "kind", "unit", "min_value", "max_value", "aggregation")  # what fits 80 characters
 USAGE = """
     SELECT COALESCE(sum(metric_count), 0)::bigint AS summarised_metrics, min(first_at) AS first_metric_at,
            max(last_at) AS last_metric_at
     FROM type_hour_rollup WHERE metric_type = :name
 """
 ADD = """
-    INSERT INTO metric_types (metric_type, kind, unit, min_value, max_value, aggregation, description)
-    VALUES (:name, :kind, :unit, CAST(:least AS float8), CAST(:most AS float8), :aggregation, :description)
+    INSERT INTO metric_types (metric_type, kind, unit, min_value, max_value, aggregation, description) VALUES
+    (:metric_type, :kind, :unit, CAST(:min_value AS float8), CAST(:max_value AS float8), :aggregation, :description)
 """
 SET = """
     UPDATE metric_types
@@ -37,11 +42,12 @@ SET = """
         aggregation = :aggregation, description = :description
     WHERE metric_type = :metric_type
 """
-RETIRE = "UPDATE metric_types SET retired_at = COALESCE(retired_at, now()) WHERE metric_type = :name"
-RESTORE = "UPDATE metric_types SET retired_at = NULL WHERE metric_type = :name"
-REFUSALS = {
+RETIRE = "UPDATE metric_types SET retired_at = COALESCE(retired_at, now()) WHERE metric_type = :metric_type"
+RESTORE = "UPDATE metric_types SET retired_at = NULL WHERE metric_type = :metric_type"
+# Messages by the name of the constraint that a statement violates.
+VIOLATIONS = {
     "metric_types_pkey": "{} exists already; `type set` changes it",
-    "metric_types_name_format": "{!r} is no name: a small letter, then small letters, digits and _, 64 at most",
+    "metric_types_name_format": "{!r} is no valid name: use a small letter, then up to 63 small letters, digits and _",
     "metric_types_range_not_empty": "the range of {} is empty: --min is above --max",
 }
 
@@ -50,127 +56,124 @@ REFUSALS = {
 def command() -> None:
     """Add, list, show, change and retire metric types.
 
-    A new type is accepted by running functions at once: it is one row, no deployment. A retired one is refused from
-    then on, and its data stays.
+    Running functions accept a new type, and refuse a retired one, at once. What is stored of a retired type stays.
     """
 
 
-@command.command()
+@command.command(short_help="Register a metric type.")
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(list(AGGREGATIONS)), help="What sort of number it is.")
-@click.option("--unit", default="", help="Such as s, ms, count, percent.")
-@click.option(
-    "--min", "least", type=float, help="The least value taken. [default: 0 for durations, counters and flags]"
-)
-@click.option("--max", "most", type=float, help="The greatest value taken. [default: 1 for flags]")
-@click.option(
-    "--aggregation", type=click.Choice(ANY_AGGREGATION), help="How summaries combine values. [default: by kind]"
-)
+@click.option("--kind", required=True, type=click.Choice(list(AGGREGATIONS)), help=KIND_HELP)
+@click.option("--unit", default="", help="Such as s, ms, count or percent.")
+@click.option("--min", "min_value", type=float, help="The smallest value. [default: 0 for duration, counter and flag]")
+@click.option("--max", "max_value", type=float, help="The largest value. [default: 1 for flag]")
+@click.option("--aggregation", type=ANY_AGGREGATION, help="How summaries combine values. [default: sum, mean or any]")
 @click.option("--description", default="", help="One sentence for people.")
 @JSON_OPTION
-def add(
-    name: str, kind: str, unit: str, least: float | None, most: float | None, aggregation: str | None,
-    description: str, as_json: bool,
-) -> None:  # fmt: skip
-    """Register a metric type: from now on it is accepted."""
-    natural_least, natural_most = RANGES.get(kind, (None, None))
-    least, most = natural_least if least is None else least, natural_most if most is None else most
-    _check(kind, aggregation := aggregation or AGGREGATIONS[kind][0], least, most)
-    with connected() as connection:
-        values = {"least": least, "most": most, "aggregation": aggregation, "description": description}
-        _run(connection, ADD, name, name=name, kind=kind, unit=unit, **values)
-        show(_type(connection, name), as_json=as_json, title=name)
+def add(name: str, min_value: float | None, max_value: float | None, as_json: bool, **values: Any) -> None:
+    """Register a metric type. Running functions accept it from now on.
+
+    The default aggregation is sum for a duration or counter, mean for a gauge or score, any for a flag.
+    """
+    default_min, default_max = RANGES.get(values["kind"], (None, None))
+    values["metric_type"] = name
+    values["min_value"] = default_min if min_value is None else min_value
+    values["max_value"] = default_max if max_value is None else max_value
+    values["aggregation"] = values["aggregation"] or AGGREGATIONS[values["kind"]][0]
+    _check(values)
+    with open_connection() as connection:
+        _run(connection, ADD, values)
+        print_record(_find(connection, name), as_json=as_json, title=name)
 
 
-@command.command("list")
-@click.option("--all", "with_retired", is_flag=True, help="Retired ones too.")
+@command.command("list", short_help="List the metric types.")
+@click.option("--all", "with_retired", is_flag=True, help="List retired types, too.")
 @JSON_OPTION
 def list_types(with_retired: bool, as_json: bool) -> None:
     """List the metric types that are accepted."""
-    with connected() as connection:
-        where = "" if with_retired else "WHERE retired_at IS NULL"
-        show(query(connection, f"{LIST} {where} ORDER BY metric_type"), as_json=as_json, title="metric types")
+    with open_connection() as connection:
+        condition = "" if with_retired else "WHERE retired_at IS NULL"
+        rows = query(connection, f"{LIST} {condition} ORDER BY metric_type")
+    columns = (*LIST_COLUMNS, "retired_at") if with_retired else LIST_COLUMNS
+    print_rows(rows, as_json=as_json, title="metric types", columns=columns)
 
 
-@command.command("show")
+@command.command("show", short_help="Show one metric type and how many metrics it has.")
 @click.argument("name")
 @JSON_OPTION
 def show_type(name: str, as_json: bool) -> None:
-    """Show one metric type, and how much of it the summaries have."""
-    with connected() as connection:
-        show(_type(connection, name) | query(connection, USAGE, name=name)[0], as_json=as_json, title=name)
+    """Show one metric type, and how many metrics of it the summaries contain."""
+    with open_connection() as connection:
+        record = _find(connection, name) | query(connection, USAGE, name=name)[0]
+    print_record(record, as_json=as_json, title=name)
 
 
-@command.command("set")
+@command.command("set", short_help="Change a metric type.")
 @click.argument("name")
-@click.option("--unit")
-@click.option("--min", "least", help="The least value taken, or `none`.")
-@click.option("--max", "most", help="The greatest value taken, or `none`.")
-@click.option("--aggregation", type=click.Choice(ANY_AGGREGATION))
-@click.option("--description")
+@click.option("--unit", help="The new unit.")
+@click.option("--min", "min_value", help="The smallest value, or `none` for no limit.")
+@click.option("--max", "max_value", help="The largest value, or `none` for no limit.")
+@click.option("--aggregation", type=ANY_AGGREGATION, help="How summaries combine values.")
+@click.option("--description", help="The new description.")
 @JSON_OPTION
-def set_type(
-    name: str, unit: str | None, least: str | None, most: str | None, aggregation: str | None, description: str | None,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Change a metric type. Its kind stays: another kind is another metric.
+def set_type(name: str, as_json: bool, **options: str | None) -> None:
+    """Change a metric type. Its kind cannot change: add another type instead.
 
-    What is stored is not checked against a new range; summaries follow a new aggregation at once.
+    A new range applies to metrics that arrive from now on. A new aggregation applies to all summaries at once.
     """
-    with connected() as connection:
-        now = _type(connection, name)
-        changes = {"unit": unit, "aggregation": aggregation, "description": description}
-        now |= {key: value for key, value in changes.items() if value is not None}
-        now |= {key: _bound(text) for key, text in (("min_value", least), ("max_value", most)) if text is not None}
-        _check(now["kind"], now["aggregation"], now["min_value"], now["max_value"])
-        _run(connection, SET, name, **{key: now[key] for key in
-             ("metric_type", "unit", "min_value", "max_value", "aggregation", "description")})  # fmt: skip
-        show(_type(connection, name), as_json=as_json, title=name)
+    changes = {field: value for field, value in options.items() if value is not None}
+    limits = {field: _limit(changes[field]) for field in ("min_value", "max_value") if field in changes}
+    with open_connection() as connection:
+        values = _find(connection, name) | changes | limits
+        _check(values)
+        _run(connection, SET, values)
+        print_record(_find(connection, name), as_json=as_json, title=name)
 
 
-@command.command()
+@command.command(short_help="Refuse a metric type from now on.")
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="Accept it again.")
 @JSON_OPTION
 def retire(name: str, undo: bool, as_json: bool) -> None:
-    """Refuse a metric type from now on; what is stored stays, and doing it again changes nothing."""
-    with connected() as connection:
-        _run(connection, RESTORE if undo else RETIRE, name, name=name)
-        show(_type(connection, name), as_json=as_json, title=name)
+    """Refuse a metric type from now on. What is stored of it stays."""
+    with open_connection() as connection:
+        _run(connection, RESTORE if undo else RETIRE, {"metric_type": name})
+        print_record(_find(connection, name), as_json=as_json, title=name)
 
 
-def _type(connection: Any, name: str) -> Row:
+def _find(connection: Any, name: str) -> Record:
     found = query(connection, f"{LIST} WHERE metric_type = :name", name=name)
     if not found:
-        raise Refused(f"there is no metric type {name!r}; `metrics-ingest type list --all` has those that there are")
+        raise click.ClickException(f"there is no metric type {name!r}; `metrics-ingest type list --all` lists all")
     return found[0]
 
 
-def _run(connection: Any, sql: str, metric_type: str, /, **values: Any) -> None:
-    import pg8000.native
-
+def _run(connection: Any, sql: str, values: Record) -> None:
+    """Run the statement. Raise ClickException with a plain message when a value violates a constraint."""
     try:
         connection.run(sql, **values)
-    except pg8000.native.DatabaseError as error:
-        fields: Any = error.args[0]
-        if fields.get("n") in REFUSALS:
-            raise Refused(REFUSALS[fields["n"]].format(metric_type)) from error
-        if sqlstate(error) == "22001":  # string data, right truncation
-            raise Refused("a name has 64 characters at most, a unit 32") from error
+    except DatabaseError as error:
+        constraint = error.args[0].get("n")
+        if constraint in VIOLATIONS:
+            raise click.ClickException(VIOLATIONS[constraint].format(values["metric_type"])) from error
+        if sqlstate(error) == "22001":  # string too long
+            raise click.ClickException("a name has 64 characters at most, a unit 32") from error
         raise
 
 
-def _bound(text: str) -> float | None:
+def _limit(text: str) -> float | None:
     try:
         return None if text == "none" else float(text)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no number, nor `none`") from None
 
 
-def _check(kind: str, aggregation: str, least: float | None, most: float | None) -> None:
-    if aggregation not in AGGREGATIONS[kind]:
-        raise click.BadParameter(f"a {kind} is aggregated by {' or '.join(AGGREGATIONS[kind])}, not {aggregation}")
-    if kind == "flag" and (least, most) != (0, 1):
+def _check(values: Record) -> None:
+    """Raise click.BadParameter for an aggregation or a range that the kind does not allow."""
+    kind, limits = values["kind"], (values["min_value"], values["max_value"])
+    if values["aggregation"] not in AGGREGATIONS[kind]:
+        allowed = " or ".join(AGGREGATIONS[kind])
+        raise click.BadParameter(f"a {kind} is aggregated by {allowed}, not {values['aggregation']}")
+    if kind == "flag" and limits != (0, 1):
         raise click.BadParameter("a flag is 0 or 1; it has no other range")
-    if any(bound is not None and not math.isfinite(bound) for bound in (least, most)):
-        raise click.BadParameter("a bound is a finite number")
+    if any(limit is not None and not math.isfinite(limit) for limit in limits):
+        raise click.BadParameter("--min and --max must be finite numbers")

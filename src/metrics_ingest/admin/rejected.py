@@ -1,16 +1,21 @@
-"""`metrics-ingest rejected`: what the functions refused and kept (rejected.py), counted, listed, stored after all."""
+"""`metrics-ingest rejected`: count, list and replay the rejected metrics that the functions keep (quarantine.py)."""
 
 import base64
 from collections import Counter
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from metrics_ingest.admin.console import INSTANT, JSON_OPTION, Row, connected, query, show
+from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows, time
+from metrics_ingest.admin.database import open_connection, query, transaction, where
+from metrics_ingest.errors import RequestRefused
+from metrics_ingest.model import metric as model
+from metrics_ingest.storage.connection import execute_blocking
+from metrics_ingest.storage.operations import Operation
 
 BATCH = 1_000
-SKEW_S = 86_400  # the functions' default MAX_FUTURE_SKEW_S
+MAX_FUTURE_SKEW_S = 86_400  # the functions' default of the setting of that name
 
 SUMMARY = """
     SELECT code, min(detail) AS example, route, key_name, count(*) AS rejected,
@@ -23,7 +28,7 @@ LIST = """
     SELECT rejected_id, received_at, route, key_name, codes, detail, metric_id, payload, payload_bytes
     FROM rejected_metrics {where} ORDER BY received_at, rejected_id LIMIT {limit}
 """
-# The rows that are being replayed stay locked until they are gone: a second replay passes them by.
+# The rows of a replay stay locked until its transaction ends; a second replay skips them.
 NEXT = """
     SELECT rejected_id, received_at, codes, metric_id, payload, payload_bytes FROM rejected_metrics
     {where} AND (received_at, rejected_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
@@ -33,142 +38,122 @@ DELETE = """
     DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
     WHERE received_at = done.at AND rejected_id = done.id
 """
+# The options that select rejected metrics: the condition on its value, type and help of each.
+SELECTION = {
+    "since": ("received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
+    "code": ("{} = ANY (codes)", str, "Only metrics rejected with this error code."),
+    "route": ("route = {}", str, "Only metrics sent to this function: ingest or ingest_batch."),
+    "key": ("key_name = {}", str, "Only metrics sent with the API key of this name."),
+}
 
 
-def selection(command: Any) -> Any:
-    """The options that choose rejected metrics."""
-    for option in (
-        click.option("--since", type=INSTANT, help="Refused at or after this moment."),
-        click.option("--code", help="With this error code."),
-        click.option("--route", help="Sent to this function."),
-        click.option("--key", "key_name", help="Sent with the API key of this name."),
-    ):
-        command = option(command)
+def selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of SELECTION to a command."""
+    for name, (_, kind, text) in reversed(SELECTION.items()):
+        command = click.option(f"--{name}", type=kind, help=text)(command)
     return command
 
 
-def _where(since: datetime | None, code: str | None, route: str | None, key_name: str | None) -> str:
-    from pg8000.native import literal
-
-    conditions = {
-        "received_at >= {}::timestamptz": since,
-        "{} = ANY (codes)": code,
-        "route = {}": route,
-        "key_name = {}": key_name,
-    }
-    said = [text.format(literal(value)) for text, value in conditions.items() if value is not None]
-    return f"WHERE {' AND '.join(said or ['true'])}"
+def _where(options: Record) -> str:
+    return where({SELECTION[name][0]: value for name, value in options.items()})
 
 
 @click.group()
 def command() -> None:
-    """Count, list and replay what ingest and ingest_batch refused.
+    """Count, list and replay the metrics that ingest and ingest_batch rejected.
 
-    The functions keep it unless KEEP_REJECTED is false: 8 KiB of each, some each second, for three months.
+    The functions keep rejected metrics unless KEEP_REJECTED is false: at most 8 KiB of each, and a limited number per
+    second. `partitions maintain` drops them after three months.
     """
 
 
-@command.command()
+@command.command(short_help="Count rejected metrics by error code.")
 @selection
 @JSON_OPTION
-def summary(since: Any, code: Any, route: Any, key_name: Any, as_json: bool) -> None:
-    """Count what was refused by code, function and key."""
-    with connected() as connection:
-        sql = SUMMARY.format(where=_where(since, code, route, key_name)).replace(
-            "detail,", "min(detail) AS example,", 1
-        )
-        show(query(connection, sql), as_json=as_json, title="rejected metrics")
+def summary(as_json: bool, **options: Any) -> None:
+    """Count rejected metrics by error code, function and API key, with an example of each."""
+    with open_connection() as connection:
+        print_rows(query(connection, SUMMARY.format(where=_where(options))), as_json=as_json, title="rejected metrics")
 
 
-@command.command("list")
+@command.command("list", short_help="List rejected metrics as they were sent.")
 @selection
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="List at most this many.")
 @JSON_OPTION
-def list_rejected(since: Any, code: Any, route: Any, key_name: Any, limit: int, as_json: bool) -> None:
-    """List what was refused, the oldest first."""
-    with connected() as connection:
-        rows = query(connection, LIST.format(where=_where(since, code, route, key_name), limit=limit))
-        show([_legible(row) for row in rows], as_json=as_json, title="rejected metrics")
+def list_rejected(limit: int, as_json: bool, **options: Any) -> None:
+    """List rejected metrics as they were sent, the oldest first."""
+    with open_connection() as connection:
+        rows = query(connection, LIST.format(where=_where(options), limit=limit))
+    for row in rows:
+        row["payload"] = _printable(row["payload"])
+    print_rows(rows, as_json=as_json, title="rejected metrics")
 
 
-def _legible(row: Row) -> Row:
-    """The payload as text where it is UTF-8 (with what a terminal must not get replaced), else as base64."""
+def _printable(payload: bytes) -> str:
+    """Return UTF-8 as text, without control characters, which could change the terminal; other bytes as base64."""
     try:
-        text = row["payload"].decode()
-        row["payload"] = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        text = payload.decode()
     except UnicodeDecodeError:
-        row["payload"] = "base64:" + base64.b64encode(row["payload"]).decode()
-    return row
+        return "base64:" + base64.b64encode(payload).decode()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-@command.command()
+@command.command(short_help="Store rejected metrics whose error is fixed.")
 @selection
 @JSON_OPTION
-def replay(since: Any, code: Any, route: Any, key_name: Any, as_json: bool) -> None:
-    """Send what was refused through validation and storage again, now that its cause is mended.
+def replay(as_json: bool, **options: Any) -> None:
+    """Validate and store rejected metrics again, for example after a missing metric type was added.
 
-    What is stored, or was already, is no longer kept as rejected: it can be replayed once. The rest stays.
+    What is stored now, or was stored before (`duplicates`), is removed from the rejected metrics. The rest stays there.
     """
     counts: Counter[str] = Counter()
-    with connected() as connection:
-        where = _where(since, code, route, key_name)
-        position = {"after_at": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000"}
-        while True:
-            connection.run("BEGIN")
-            rows = query(connection, NEXT.format(where=where, limit=BATCH), **position)
-            if not rows:
-                connection.run("COMMIT")
-                break
-            _replay(connection, rows, counts)
-            connection.run("COMMIT")
-            position = {"after_at": rows[-1]["received_at"], "after_id": rows[-1]["rejected_id"]}
-    answer: Row = {name: counts.pop(name, 0) for name in ("stored", "duplicates")}
-    still = dict(sorted(counts.items()))
-    show(answer | {"still_rejected": sum(still.values())} | still, as_json=as_json, title="replayed")
+    after = {"after_at": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000"}
+    rows: list[Record] = [{}]
+    with open_connection() as connection:
+        while rows:
+            with transaction(connection):
+                rows = query(connection, NEXT.format(where=_where(options), limit=BATCH), **after)
+                _replay(connection, rows, counts)
+            if rows:
+                after = {"after_at": rows[-1]["received_at"], "after_id": rows[-1]["rejected_id"]}
+    result: Record = {name: counts.pop(name, 0) for name in ("stored", "duplicates")}
+    by_code = dict(sorted(counts.items()))
+    print_record(result | {"still_rejected": sum(by_code.values())} | by_code, as_json=as_json, title="replayed")
 
 
-def _replay(connection: Any, rows: list[Row], counts: Counter[str]) -> None:
-    from metrics_ingest.storage.connection import execute_blocking
-    from metrics_ingest.storage.operations import Operation
-
-    sound: list[tuple[Row, Any]] = []
+def _replay(connection: Any, rows: list[Record], counts: Counter[str]) -> None:
+    """Store the valid metrics of the rows and delete their rows; count the outcomes."""
+    metrics: list[Any] = []
+    done: dict[int, Record] = {}  # rows by the position of their metric
     for row in rows:
-        metric, reason = _metric(row)
+        metric, code = _read(row)
         if metric is None:
-            counts[reason] += 1
+            counts[code] += 1
         else:
-            sound.append((row, metric))
-    if not sound:
+            done[len(metrics)] = row
+            metrics.append(metric)
+    if not metrics:
         return
-    outcomes = execute_blocking(connection, Operation.STORE_METRICS, [metric for _, metric in sound])
-    done = dict(enumerate(row for row, _ in sound))
-    counts["stored"] += len(sound)
-    for outcome in outcomes:
+    for outcome in execute_blocking(connection, Operation.STORE_METRICS, metrics):
         if outcome.kind == "duplicate":
             counts["duplicates"] += 1
             counts["stored"] -= 1
         elif done.pop(outcome.position, None):
             counts[outcome.kind] += 1
-            counts["stored"] -= 1
-    columns = {
-        "at": [row["received_at"] for row in done.values()],
-        "ids": [row["rejected_id"] for row in done.values()],
-    }
-    connection.run(DELETE, **columns)
+    counts["stored"] += len(done)
+    stored = {"at": [row["received_at"] for row in done.values()], "ids": [row["rejected_id"] for row in done.values()]}
+    connection.run(DELETE, **stored)
 
 
-def _metric(row: Row) -> tuple[Any, str]:
-    """The metric of a row as it is stored, or None and the code of what is wrong with it still."""
-    from metrics_ingest.errors import RequestRefused
-    from metrics_ingest.model import metric as model
-
+def _read(row: Record) -> tuple[Any, str]:
+    """Return the row's metric, ready to be stored, and ""; or None and the code of the first error."""
     if row["payload_bytes"] > len(row["payload"]):
-        return None, "payload_too_large"
+        return None, "payload_too_large"  # only its beginning was kept
     try:
         metric = model.read(row["payload"])
     except RequestRefused as error:
         return None, error.code
-    if row["metric_id"]:  # the identity that the sender was told
+    if row["metric_id"]:  # the identity in the reply to the sender, who may send the metric again with it
         metric.setdefault("metric_id", row["metric_id"])
-    (complete,), faults = model.complete([metric], (0,), str(row["rejected_id"]), SKEW_S)
+    (complete,), faults = model.complete([metric], (0,), str(row["rejected_id"]), MAX_FUTURE_SKEW_S)
     return (None, faults[0][0].code) if faults else (complete, "")

@@ -1,11 +1,11 @@
-"""`metrics-ingest schema`: the tables as they are in the database, as a Mermaid diagram (docs/data-model.md has it)."""
+"""`metrics-ingest schema`: the tables of the database as a Mermaid diagram, which docs/data-model.md contains."""
 
 from itertools import groupby
 from typing import Any
 
 import click
 
-from metrics_ingest.admin.console import connected, query
+from metrics_ingest.admin.database import open_connection, query
 
 COLUMNS = """
     SELECT relname AS table, attname AS name,
@@ -24,7 +24,7 @@ REFERENCES = """
 
 
 def draw(connection: Any) -> str:
-    """The schema of the database as a Mermaid entity-relationship diagram."""
+    """Return the tables and foreign keys as a Mermaid entity-relationship diagram."""
     lines = ["erDiagram"]
     lines += [f"    {row['target']} ||--o{{ {row['table']} : has" for row in query(connection, REFERENCES)]
     for table, columns in groupby(query(connection, COLUMNS), key=lambda row: row["table"]):
@@ -36,6 +36,6 @@ def draw(connection: Any) -> str:
 
 @click.command()
 def command() -> None:
-    """Draw the tables and their columns as a Mermaid diagram."""
-    with connected() as connection:
+    """Print the tables and their columns as a Mermaid diagram."""
+    with open_connection() as connection:
         click.echo(draw(connection))

@@ -1,8 +1,9 @@
-"""`metrics-ingest summaries`: bring session_summary, user_day_summary and type_hour_summary up to date."""
+"""`metrics-ingest summaries`: refresh session_summary, user_day_summary and type_hour_summary."""
 
 import click
 
-from metrics_ingest.admin.console import JSON_OPTION, connected, query, show
+from metrics_ingest.admin.console import JSON_OPTION, print_record
+from metrics_ingest.admin.database import open_connection, query
 
 STATUS = """
     SELECT refreshed_at, now() - refreshed_at AS age, NULLIF(raw_since, '-infinity') AS metrics_kept_since,
@@ -12,27 +13,28 @@ STATUS = """
 
 @click.group()
 def command() -> None:
-    """Keep the summaries of sessions, of users' days and of metric types' hours.
+    """Refresh the summaries: one row per session, per user and day, and per metric type and hour.
 
-    They are views, for psql, Grafana or Metabase to read; docs/data-model.md shows how.
+    They are the views session_summary, user_day_summary and type_hour_summary, for psql and dashboards such as
+    Grafana. docs/data-model.md describes them.
     """
 
 
-@command.command()
+@command.command(short_help="Add new metrics to the summaries.")
 @JSON_OPTION
 def refresh(as_json: bool) -> None:
-    """Count the buckets again that metrics have fallen into since the last time, however late those metrics are.
+    """Recompute the rows of the summaries that new metrics belong to, late metrics included.
 
-    Run it every minute or so. Ingestion goes on meanwhile; two at once take turns; doing it again changes nothing.
+    Run it every minute or so. Ingestion continues meanwhile, and two refreshes at once run one after the other.
     """
-    with connected() as connection:
-        ((done,),) = connection.run("SELECT refresh_summaries()")
-        show(done, as_json=as_json, title="refreshed")
+    with open_connection() as connection:
+        ((refreshed,),) = connection.run("SELECT refresh_summaries()")
+        print_record(refreshed, as_json=as_json, title="recomputed")
 
 
-@command.command()
+@command.command(short_help="Show how old the summaries are.")
 @JSON_OPTION
 def status(as_json: bool) -> None:
-    """Tell how fresh the summaries are."""
-    with connected() as connection:
-        show(query(connection, STATUS)[0], as_json=as_json, title="summaries")
+    """Show when the summaries were refreshed, and how many hours are still to be recomputed after an erasure."""
+    with open_connection() as connection:
+        print_record(query(connection, STATUS)[0], as_json=as_json, title="summaries")

@@ -1,4 +1,4 @@
-"""`make run`: the cloud on one port. functions-framework loads every function from the file that the cloud runs."""
+"""`make run`: all functions on one port, loaded by functions-framework from the same files as in the cloud."""
 
 import os
 import signal
@@ -26,8 +26,9 @@ from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
+from metrics_ingest.storage.driver import reason_of
 
-WELCOME = """\
+READY_MESSAGE = """\
 metrics-ingest is ready:
 {routes}
 
@@ -37,13 +38,11 @@ try it:
   curl {base}/ingest/ -H 'Content-Type: application/json' \\
     -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time","value":12.34,\
 "timestamp":"2024-08-08T12:34:56Z"}}'
-look:
-  echo 'SELECT * FROM metrics' | {look}
+see what is stored:
+  echo 'SELECT * FROM metrics' | {psql}
 
 stop with Ctrl-C
 """
-
-
 DOCS = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,25 +70,20 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
         segment = scope["path"].strip("/").partition("/")[0]
-        function = owner(scope["path"])
-        if segment in ("docs", "openapi.json"):
-            app = self._docs
-        elif function:
-            app = self._functions[function.name]
+        app: ASGIApp | None
+        if not segment and scope["method"] in ("GET", "HEAD"):
+            app = Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
         else:
-            is_index = not segment and scope["method"] in ("GET", "HEAD")
-            app = (
-                Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
-                if is_index
-                else _not_found(scope)
-            )
-        await app(scope, receive, send)
+            function = owner(scope["path"])
+            owned = self._functions[function.name] if function else None
+            app = self._docs if segment in ("docs", "openapi.json") else owned
+        await (app or _not_found(scope))(scope, receive, send)
 
 
 def _docs() -> ASGIApp:
-    """The OpenAPI document, and Swagger UI for it from the assets of the flask-swagger-ui wheel (extra `local`)."""
+    """Serve the OpenAPI document, and Swagger UI from the files of the flask-swagger-ui wheel (extra `local`)."""
 
-    async def description(_: Request) -> Response:
+    async def document(_: Request) -> Response:
         return Response(openapi.to_text(), media_type="application/json")
 
     async def page(_: Request) -> Response:
@@ -98,33 +92,33 @@ def _docs() -> ASGIApp:
     async def missing(request: Request, _: Exception) -> Response:
         return _not_found(request.scope)
 
-    routes: list[BaseRoute] = [Route("/openapi.json", description)]
-    if found := find_spec("flask_swagger_ui"):  # only looked for: importing it would bring Flask
+    routes: list[BaseRoute] = [Route("/openapi.json", document)]
+    if found := find_spec("flask_swagger_ui"):  # not imported, because that would import Flask
         assets = StaticFiles(directory=Path(str(found.origin)).parent / "dist")
         routes += [Route("/docs", page), Route("/docs/", page), Mount("/docs", assets)]
     return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
 
 
 def _not_found(scope: Scope) -> Response:
-    return problem(RequestRefused(Fault("not_found", f"no function owns the path {scope['path'][:200]!r}")))
+    return problem(RequestRefused(Fault("not_found", f"no function serves the path {scope['path'][:200]!r}")))
 
 
 def load(directory: Path) -> Dispatcher:
-    """Load every function below `directory` (functions/<name>/main.py)."""
+    """Load each function from its file in `directory` (<name>/main.py)."""
     names = [function.name for function in FUNCTIONS]
     return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in names})
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM; exit with one line when something is wrong with the setting."""
-    # Until uvicorn takes the signals over, they end the process through the `finally` that stops the database.
+    """Serve until SIGINT or SIGTERM. Raise SystemExit with one line when a setting cannot be used."""
+    # Before uvicorn installs its own handlers, SIGTERM must exit through the `finally` that stops the database.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ.setdefault("ALLOW_ANONYMOUS", "true")
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
-    with suppress(KeyboardInterrupt), _database() as look:  # uvicorn raises it again when it has stopped for it
+    with suppress(KeyboardInterrupt), _database() as psql:  # uvicorn raises it again after it has stopped
         functions = load(Path(__file__).parents[3] / "functions")
-        _announce(f"http://{host}:{listener.getsockname()[1]}", look)
+        _announce(f"http://{host}:{listener.getsockname()[1]}", psql)
         config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -137,13 +131,13 @@ def _listen(host: str, port: str) -> socket.socket:
         raise SystemExit(f"metrics-ingest: PORT must be a number from 0 to 65535, not {port!r}") from None
     except OSError as error:
         raise SystemExit(
-            f"metrics-ingest: cannot listen on {host}:{port} ({error.strerror}); choose another: make run PORT=8001"
+            f"metrics-ingest: cannot listen on {host}:{port} ({error.strerror}); try another port: make run PORT=8001"
         ) from None
 
 
 @contextmanager
 def _database() -> Iterator[str]:
-    """Have a migrated database in DATABASE_URL, an embedded one if need be; give the command that looks into it."""
+    """Migrate the configured database, or an embedded one that DATABASE_URL then names; yield a psql command for it."""
     if os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"):
         _migrate()
         yield 'psql "$DATABASE_URL"'
@@ -151,11 +145,11 @@ def _database() -> Iterator[str]:
     from metrics_ingest.local import postgres
 
     try:
-        with postgres.postgres() as url:
+        with postgres.run_server() as url:
             os.environ["DATABASE_URL"] = url
             _migrate()
             yield "make psql"
-    except postgres.AlreadyUsed as error:
+    except postgres.AlreadyRunning as error:
         raise SystemExit(f"metrics-ingest: {error}; is `make run` running already?") from None
 
 
@@ -163,16 +157,17 @@ def _migrate() -> None:
     database = settings().database
     try:
         migrations.migrate(database)
-    except (pg8000.exceptions.Error, OSError) as error:
+    except (migrations.UnknownMigrations, pg8000.exceptions.Error, OSError) as error:
         where = f"{database.host}:{database.port}/{database.database}"
-        raise SystemExit(f"metrics-ingest: DATABASE_URL: cannot use the database at {where}: {error}") from None
+        reason = f"cannot use the database at {where}: {reason_of(error)}"
+        raise SystemExit(f"metrics-ingest: DATABASE_URL: {reason}") from None
 
 
-def _announce(base: str, look: str) -> None:
+def _announce(base: str, psql: str) -> None:
     routes = "\n".join(
         f"  {method} {base}{path}" for function in FUNCTIONS for method in function.methods for path in function.paths
     )
-    sys.stdout.write(WELCOME.format(routes=routes, base=base, look=look))
+    sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql))
     sys.stdout.flush()
 
 

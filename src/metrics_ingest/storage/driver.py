@@ -111,14 +111,28 @@ def ssl_context(database: Database) -> ssl.SSLContext | bool | None:
     return context
 
 
-def _fields(error: pg8000.native.DatabaseError) -> dict[str, str]:
-    return error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+def _fields(error: BaseException) -> dict[str, str]:
+    """The fields of a server's error by their codes (PostgreSQL manual: Error and Notice Message Fields)."""
+    fields = error.args[0] if isinstance(error, pg8000.native.DatabaseError) and error.args else None
+    return fields if isinstance(fields, dict) else {}
 
 
-def reason_of(error: pg8000.native.DatabaseError) -> str:
-    """The SQLSTATE and the primary message. For what is about the server only: others may quote values."""
-    fields = _fields(error)
-    return f"{fields.get('C', '?')}: {fields.get('M', '')}"
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE of an error that the server has sent; empty for any other."""
+    return _fields(error).get("C", "")
+
+
+def reason_of(error: BaseException) -> str:
+    """What happened, for logs and operators: the server's primary message and SQLSTATE, or the cause of another error.
+
+    Not for errors about data, because their messages may quote values.
+    """
+    while error.__cause__ is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    state = sqlstate(error)
+    return f"{_fields(error).get('M', '')} ({state})" if state else f"{type(error).__name__}: {error}"
 
 
 def _place(error: pg8000.native.DatabaseError) -> str:

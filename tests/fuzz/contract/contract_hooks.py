@@ -1,4 +1,4 @@
-"""What schemathesis must be told: how to write NDJSON, and whom metrics may be of, so that some are stored."""
+"""Hooks for schemathesis: how NDJSON is written, and a registered user for half of the valid metrics."""
 
 import json
 from typing import Any
@@ -11,13 +11,13 @@ TYPES = ("talked_time", "microphone_used", "speaker_used", "voice_sentiment")
 
 @schemathesis.serializer("application/x-ndjson")
 def as_lines(_context: Any, body: Any) -> bytes:
-    """A text as it is; of what is not the text that the document asks for, some JSON."""
+    """Encode a text as it is, and anything else as JSON: the document asks for a text."""
     return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else json.dumps(body, default=str).encode()
 
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Let half of the good metrics be of a user and a type that exist."""
+    """Give half of the valid metrics a registered user and type."""
     if not isinstance(case.body, dict | list | str) or not case.meta or case.meta.generation.mode.is_negative:
         return
     if case.media_type == "application/x-ndjson":

@@ -1,1 +1,0 @@
-DROP FUNCTION create_metrics_partitions(integer);

@@ -1,2 +1,0 @@
-DROP FUNCTION keep_rejected(json);
-DROP TABLE rejected_metrics;

@@ -1,1 +1,0 @@
-DROP INDEX metrics_received_brin;

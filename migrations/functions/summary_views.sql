@@ -1,0 +1,58 @@
+-- What people and dashboards read: each view aggregates the rows of a rollup as the metric's type says.
+
+-- The value of a rollup's row by the type's aggregation.
+CREATE OR REPLACE FUNCTION summary_value(aggregation varchar, metric_count bigint, total float8, lowest float8,
+                                         highest float8, true_count bigint, last_value float8) RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT CASE aggregation
+        WHEN 'sum' THEN total
+        WHEN 'mean' THEN total / metric_count
+        WHEN 'any' THEN CASE WHEN true_count > 0 THEN 1 ELSE 0 END
+        WHEN 'min' THEN lowest
+        WHEN 'max' THEN highest
+        WHEN 'last' THEN last_value
+    END
+$function$;
+REVOKE ALL ON FUNCTION summary_value FROM PUBLIC;
+
+-- One row for each user, session and metric type.
+CREATE OR REPLACE VIEW session_type_summary AS
+SELECT user_id, session_id, metric_type, kind, unit, aggregation,
+       summary_value(aggregation, metric_count, total, lowest, highest, true_count, last_value) AS value,
+       CASE WHEN kind = 'flag' THEN true_count::float8 / metric_count END AS share,
+       last_value - first_value AS shift,
+       metric_count, lowest AS min_value, highest AS max_value, first_at, last_at
+FROM session_rollup JOIN metric_types USING (metric_type);
+
+-- One row for each session: `metrics` has the value of every type by name, and four types have columns of their own.
+CREATE OR REPLACE VIEW session_summary AS
+SELECT user_id, session_id,
+       min(first_at) AS first_metric_at,
+       max(last_at) AS last_metric_at,
+       max(last_at) - min(first_at) AS duration,
+       sum(metric_count)::bigint AS metric_count,
+       max(value) FILTER (WHERE metric_type = 'talked_time') AS talked_time_s,
+       bool_or(value = 1) FILTER (WHERE metric_type = 'microphone_used') AS microphone_used,
+       bool_or(value = 1) FILTER (WHERE metric_type = 'speaker_used') AS speaker_used,
+       max(value) FILTER (WHERE metric_type = 'voice_sentiment') AS mean_sentiment,
+       max(shift) FILTER (WHERE metric_type = 'voice_sentiment') AS sentiment_shift,
+       jsonb_object_agg(metric_type, value) AS metrics
+FROM session_type_summary
+GROUP BY user_id, session_id;
+
+-- One row for each user, UTC day and metric type.
+CREATE OR REPLACE VIEW user_day_summary AS
+SELECT user_id, day, metric_type, kind, unit, aggregation,
+       summary_value(aggregation, metric_count, total, lowest, highest, true_count, last_value) AS value,
+       CASE WHEN kind = 'flag' THEN true_count::float8 / metric_count END AS share,
+       metric_count, lowest AS min_value, highest AS max_value, first_at, last_at
+FROM user_day_rollup JOIN metric_types USING (metric_type);
+
+-- One row for each metric type and UTC hour.
+CREATE OR REPLACE VIEW type_hour_summary AS
+SELECT metric_type, hour, kind, unit, aggregation,
+       summary_value(aggregation, metric_count, total, lowest, highest, true_count, last_value) AS value,
+       CASE WHEN kind = 'flag' THEN true_count::float8 / metric_count END AS share,
+       metric_count, lowest AS min_value, highest AS max_value, first_at, last_at
+FROM type_hour_rollup JOIN metric_types USING (metric_type);
