@@ -57,14 +57,18 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     Raise RequestRefused, Overloaded.
     """
     gzipped = is_gzip(headers)
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > limit:
+    declared = headers.get(b"content-length")
+    if declared and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    connection = fast_path(request.scope)
+    body = connection.take_buffered_body(request.scope) if connection else None
     try:
-        first = await _first_part(request)
-        body: bytes = first.get("body", b"")
-        if first.get("more_body") or gzipped or len(body) > SMALL:
-            body = await body_deadlines().wait(_all_parts(request, first, limit, reservation))
+        message: Message = {"type": "http.request"}
+        if body is None:
+            message = await body_deadlines().wait(request.receive())
+            body = message.get("body", b"")
+        if message.get("more_body") or gzipped or len(body) > SMALL:
+            body = await body_deadlines().wait(_all_parts(request, body, message, limit, reservation))
     except BodyTimeout:
         detail = "the body took too long to arrive"
         raise RequestRefused(Fault("malformed_json", detail), headers={"Connection": "close"}) from None
@@ -76,17 +80,9 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     return body
 
 
-async def _first_part(request: Request) -> Message:
-    connection = fast_path(request.scope)
-    body = connection.take_buffered_body(request.scope) if connection else None
-    if body is not None:
-        return {"type": "http.request", "body": body}
-    return await body_deadlines().wait(request.receive())
-
-
-async def _all_parts(request: Request, message: Message, limit: int, reservation: Reservation) -> bytes:
-    """Return the body that `message` begins, and at most one part more than `limit` bytes of it."""
-    body = bytearray(message.get("body", b""))
+async def _all_parts(request: Request, first: bytes, message: Message, limit: int, reservation: Reservation) -> bytes:
+    """Return the body whose `first` part came in `message`; of a body beyond `limit`, only the parts up to there."""
+    body = bytearray(first)
     reservation.add(len(body))
     while message.get("more_body") and len(body) <= limit:
         message = await request.receive()

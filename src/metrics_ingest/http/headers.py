@@ -26,12 +26,13 @@ def media_type(headers: Headers) -> bytes:
     return headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
 
 
-def check_media_type(headers: Headers, accepted: Sequence[bytes]) -> None:
-    """Raise RequestRefused (unsupported_media_type) unless the body has one of the `accepted` types."""
+def accepted_media_type(headers: Headers, accepted: Sequence[bytes]) -> bytes:
+    """Return the body's media type. Raise RequestRefused (unsupported_media_type) if it is not one of `accepted`."""
     sent = media_type(headers)
     if sent not in accepted:
         wanted = " or ".join(name.decode() for name in accepted)
         raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {shown(sent.decode('latin-1'))}"))
+    return sent
 
 
 def is_gzip(headers: Headers) -> bool:

@@ -15,7 +15,7 @@ from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import LARGE_BODIES, Memory, Reservation, check_structure, read_body
 from metrics_ingest.http.cors import Cors, preflight
 from metrics_ingest.http.functions import BY_NAME, NDJSON
-from metrics_ingest.http.headers import Headers, check_media_type, combined, media_type
+from metrics_ingest.http.headers import Headers, accepted_media_type, combined, media_type
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.operations import Operation
@@ -51,7 +51,7 @@ class Service:
         """Reply to any request. Raise nothing, because functions-framework would reply in a form of its own."""
         begin_process()
         try:
-            response = await self._respond(request)
+            response = await (self._post(request) if request.method == "POST" else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
             if isinstance(error, RequestRefused):
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
@@ -61,9 +61,7 @@ class Service:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
         return response
 
-    async def _respond(self, request: Request) -> Response:
-        if request.method == "POST":
-            return await self._post(request)
+    async def _other(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
             return await self._get(request)
         if request.method == "OPTIONS" and self._cors:
@@ -76,11 +74,11 @@ class Service:
     async def _post(self, request: Request) -> Response:
         headers = combined(request.scope["headers"])
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)  # in the scope for the log
-        check_media_type(headers, self.function.media_types)
+        ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
         reservation = Reservation(self._memory)
         try:
             body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
-            check_structure(body, self._max_items, ndjson=media_type(headers) == NDJSON)
+            check_structure(body, self._max_items, ndjson=ndjson)
             return await self._handle(body, headers, caller)
         finally:
             reservation.release()
