@@ -1,4 +1,4 @@
-"""API keys: who is let in, and what is told of those who are not."""
+"""API keys: who may call, and what the reply and the log reveal."""
 
 import hashlib
 import subprocess

@@ -1,4 +1,4 @@
-"""What a request may cost: bodies that grow when they are unpacked or parsed, heads without an end, and memory."""
+"""Limits of a request: bodies that grow when they are decompressed or parsed, endless headers, and memory."""
 
 import asyncio
 import gzip
@@ -28,7 +28,7 @@ GREW_AT_MOST = 24  # times MAX_BODY_BYTES, for one request at a time: SECURITY.m
 
 
 def repeated(unit: bytes, start: bytes = b"[", end: bytes = b"]", separator: bytes = b",") -> bytes:
-    """A body of the size limit, of nothing but the unit."""
+    """Return a body of the size limit that repeats the unit."""
     times = (LIMIT - len(start) - len(end) + len(separator)) // (len(unit) + len(separator))
     return start + separator.join([unit] * times) + end
 
@@ -151,7 +151,7 @@ def test_declared_size_is_refused_before_the_body_comes(own: dict[str, Server]) 
 
 
 def test_bomb_is_defused_while_it_unpacks(own: dict[str, Server]) -> None:
-    """A quarter of a gigabyte of blanks, in a quarter of a megabyte."""
+    """256 MiB of blanks, compressed to 256 KiB."""
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join(packer.compress(b" " * MIB) for _ in range(256)) + packer.flush()
     server = own["ingest"]
