@@ -1,5 +1,10 @@
 """POST /ingest/: one metric."""
 
+from metrics_ingest import server
+
+server.install()
+
+
 import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +23,7 @@ async def ingest(request: Request) -> Response:
 
 
 async def store_one(body: bytes, headers: Headers) -> Response:
-    """Store a batch of one metric; the reply says whether it was stored before."""
+    """Store one metric and reply 200 after the commit, also where it was stored before."""
     report = await store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])

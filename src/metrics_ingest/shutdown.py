@@ -1,4 +1,4 @@
-"""The deadline of a process that is shutting down: what is in progress at SIGTERM must be answered in time."""
+"""The deadline of a shutdown: what is in progress when SIGTERM arrives must end before SIGKILL."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ SHUTDOWN_S = 7.0  # Cloud Run sends SIGKILL ten seconds after SIGTERM
 
 
 class ShutdownDeadline:
-    """`until` is when requests must be answered, in the loop's time: infinity, and SHUTDOWN_S after SIGTERM."""
+    """The time, on the event loop's clock, until which requests are served: SHUTDOWN_S after SIGTERM, else infinite."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -28,5 +28,5 @@ class ShutdownDeadline:
 
 @cache
 def shutdown_deadline() -> ShutdownDeadline:
-    """This process's deadline, made by its first request, because by then the server has installed its handlers."""
+    """Return this process's deadline. Call this from a request, because the server sets its signal handlers first."""
     return ShutdownDeadline()

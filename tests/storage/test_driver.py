@@ -1,12 +1,15 @@
 """What rests on pg8000's inside, and what its errors mean."""
 
+import gc
 import io
 import re
 import socket
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 from pg8000.exceptions import DatabaseError, InterfaceError
 
@@ -78,3 +81,20 @@ def test_sqlstate_is_empty_when_the_server_has_sent_no_error() -> None:
     assert sqlstate(server_error("ERROR", "23514")) == "23514"
     assert sqlstate(InterfaceError("cut")) == sqlstate(OSError()) == sqlstate(DatabaseError()) == ""
     assert reason_of(server_error("ERROR", "22012")) == "in words (22012)"
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Only reference counting frees objects meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_refused_connection_is_closed_at_once(database_url: str, no_collection: None) -> None:
+    database = read_database({"DATABASE_URL": database_url.replace("test_", "no_such_")})
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        with pytest.raises(DatabaseError, match="3D000"):
+            connect(database, 10)
+    assert psutil.Process().num_fds() == before

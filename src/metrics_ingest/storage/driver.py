@@ -1,6 +1,7 @@
 """pg8000: opening a connection as the settings say, the socket of an open one, and the meaning of its errors."""
 
 import ssl
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -70,13 +71,25 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
         return cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
     try:
         return pg8000.native.Connection(**connection_arguments(database, timeout_s))
-    except InterfaceError as error:
-        # When the server refuses a login it closes the connection. Then pg8000's goodbye fails, and that error hides
-        # the server's, which is in its context.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DatabaseError):
-            cause = cause.__context__
-        raise (cause or error) from error.__cause__
+    except (InterfaceError, DatabaseError, OSError) as error:
+        raise _server_error(error) from error.__cause__
+
+
+def _server_error(error: BaseException) -> BaseException:
+    """Return what the server said when it refused a connection, else `error`.
+
+    A server that refuses a connection closes it, so that pg8000's attempt to close it, too, raises InterfaceError. Its
+    context is the server's DatabaseError. The frames of both are cleared, because they refer to the socket and, by a
+    reference cycle of pg8000's, to the error: the socket would stay open until the garbage collector runs.
+    """
+    found = error
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        if isinstance(error, InterfaceError) and isinstance(link, DatabaseError):
+            found = link
+        link = link.__context__
+    return found
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:
