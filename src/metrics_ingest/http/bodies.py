@@ -83,7 +83,7 @@ async def _receive(request: Request, limit: int, reservation: Reservation) -> by
     while more and len(body) <= limit:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # for the log only
+            raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # seen only in the log
         part = message.get("body", b"")
         more = message.get("more_body", False)
         body += part

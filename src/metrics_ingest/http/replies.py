@@ -86,13 +86,14 @@ def problem(error: Exception) -> Reply:
         facts = {"correlation_id": correlation_id, "reason": reason}
         logger.error("internal error", exc_info=None if reason else error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
-    status = CODES[faults[0].code]
+    code = faults[0].code
+    status = CODES[code]
     body = {
-        "type": f"urn:metrics-ingest:problem:{faults[0].code}",
+        "type": f"urn:metrics-ingest:problem:{code}",
         "title": status.phrase,
         "status": status.value,
         "detail": faults[0].detail,
-        "code": faults[0].code,
+        "code": code,
         "errors": [error_entry(fault) for fault in faults],
     }
     fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())

@@ -110,4 +110,4 @@ class Service:
 def begin_process() -> None:
     """Do what must wait for this process's first request: until then the framework forks and configures logging."""
     logs.configure(settings().log_level)
-    gc.freeze()  # what is loaded is not traversed by garbage collection: see server.install
+    gc.freeze()  # garbage collection leaves out what is loaded by now: see server.install

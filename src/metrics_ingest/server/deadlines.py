@@ -15,7 +15,7 @@ SWEEP_S = 0.5
 
 
 class BodyDeadlines:
-    """The deadlines of all tasks that wait for a body. A sweep cancels the late ones."""
+    """The deadlines of all tasks that receive a body. A sweep cancels the late ones."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -25,7 +25,7 @@ class BodyDeadlines:
         self._sweep_planned = False
 
     async def wait(self, receiving: Awaitable[bytes]) -> bytes:
-        """Return the body that `receiving` waits for. Raise TimeoutError after the deadline."""
+        """Return the body that `receiving` returns. Raise TimeoutError after the deadline, which `extend` moves."""
         task = _current_task()
         self._deadlines[task] = self._loop.time() + BODY_TIMEOUT_S
         if not self._sweep_planned:

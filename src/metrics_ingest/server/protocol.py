@@ -44,7 +44,7 @@ class TunedProtocol(HttpToolsProtocol):
         if self.parser.get_method() == b"POST":
             self.app = without_middleware(self.config.loaded_app)
             if EXECUTION_ID not in dict(self.headers):  # the middleware would add it; the function's log lines hold it
-                self.headers.append((EXECUTION_ID, b"%012x" % random.getrandbits(48)))
+                self.headers.append((EXECUTION_ID, b"%012x" % random.getrandbits(48)))  # seeded anew after a fork
         else:
             self.app = self.config.loaded_app
         super().on_headers_complete()
