@@ -1,7 +1,7 @@
 """Reads request bodies into batches of metrics, without storing anything."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -42,8 +42,8 @@ def parse_one(body: bytes, key: str | None) -> Batch:
 def parse_many(body: bytes, key: str | None) -> Batch:
     """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
     try:
-        is_object = IS_OBJECT.match(body)
-        metrics = _envelope().validate_json(body)["metrics"] if is_object else _array().validate_json(body)
+        array, envelope = _adapters()
+        metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
     except ValidationError:
         return _validate_each(metric.read_item, _items(body), key)
     _check_count(len(metrics))
@@ -57,17 +57,22 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
     """
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
-    stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
-    lines = list(islice(filter(None, stripped), settings().max_batch + 1))
+    lines = list(islice(filled_lines(body), settings().max_batch + 1))
     _check_count(len(lines))
     # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
     # so when there are as many metrics as lines, each of them begins a metric.
     if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
-            metrics = _array().validate_json(b"[" + b",".join(lines) + b"]")
+            array, _ = _adapters()
+            metrics = array.validate_json(b"[" + b",".join(lines) + b"]")
             if len(metrics) == len(lines):
                 return _complete(metrics, key)
     return _validate_each(metric.read, lines, key)
+
+
+def filled_lines(body: bytes) -> Iterator[bytes]:
+    """The lines of NDJSON that are not blank, without the space around them."""
+    return filter(None, (line.strip(b" \t\r\n") for line in BytesIO(body)))
 
 
 def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str | None) -> Batch:
@@ -114,25 +119,17 @@ def _check_count(count: int) -> None:
     """Raise RequestRefused if a batch may not have so many metrics."""
     if not count:
         raise RequestRefused(Fault("empty_batch", "the batch has no metrics"))
-    most = settings().max_batch
-    if count > most:
+    if count > (most := settings().max_batch):
         raise RequestRefused(Fault("too_many_metrics", f"a batch may have at most {most} metrics"))
 
 
 @cache
-def _array() -> TypeAdapter[list[Metric]]:
-    return TypeAdapter(_metrics())
+def _adapters() -> tuple[TypeAdapter[list[Metric]], TypeAdapter[Any]]:
+    """Of [...] and of {"metrics": [...]}. Both fail at the first invalid metric: the slow path looks at all of them."""
+    array = Annotated[list[Metric], Field(max_length=settings().max_batch), FailFast()]
 
-
-@cache
-def _envelope() -> TypeAdapter[Any]:
     class Envelope(TypedDict):
         __pydantic_config__ = STRICT  # type: ignore[misc]  # pydantic's way for a TypedDict
-        metrics: _metrics()  # type: ignore[valid-type]  # the limit is a setting
+        metrics: array
 
-    return TypeAdapter(Envelope)
-
-
-def _metrics() -> Any:
-    """The type of the list. It fails at its first invalid metric, because the slow path looks at all of them again."""
-    return Annotated[list[Metric], Field(max_length=settings().max_batch), FailFast()]
+    return TypeAdapter(array), TypeAdapter(Envelope)

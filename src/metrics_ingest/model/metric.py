@@ -92,15 +92,14 @@ def complete(
     `skew_s` is how many seconds ahead of now a timestamp may be. Return a row for each metric (invalid ones too), in
     order, and the faults of the invalid ones by position.
     """
-    latest = time() + skew_s
-    latest_us = round(latest * 1e6) - EPOCH_US
+    latest = round((time() + skew_s) * 1e6) - EPOCH_US
     times = _microseconds([metric["timestamp"] for metric in metrics])
     if key:
         new_ids = [uuid5(METRIC_ID_NAMESPACE, f"{key}\n{position}").bytes for position in positions]
     else:
         new_ids = _random_ids(len(metrics))
-    rows = []
-    all_valid = True
+    rows: list[MetricRow] = []
+    faults = {}
     for metric, at, metric_id in zip(metrics, times, new_ids, strict=True):
         user_id = metric["user_id"].int.to_bytes(16)
         if "metric_id" in metric:
@@ -109,27 +108,19 @@ def complete(
             session_id = metric["session_id"].int.to_bytes(16)
         else:
             session_id = implicit_session(user_id, at // DAY_US)
+        if user_id == NIL_BYTES or at > latest:
+            faults[positions[len(rows)]] = _late_faults(user_id, at, latest, str(UUID(bytes=metric_id)))
         rows.append((user_id, at, metric_id, session_id, metric["metric_type"], float(metric["value"])))
-        if at > latest_us or user_id == NIL_BYTES:
-            all_valid = False
-    if all_valid:
-        return rows, {}
-    return rows, {
-        position: faults
-        for position, row in zip(positions, rows, strict=True)
-        if (faults := _row_faults(row, latest, latest_us))
-    }
+    return rows, faults
 
 
-def _row_faults(row: MetricRow, latest: float, latest_us: int) -> list[Fault]:
-    """The faults that pydantic's schema cannot express."""
-    user_id, at, metric_id_bytes, _, _, _ = row
-    metric_id = str(UUID(bytes=metric_id_bytes))
+def _late_faults(user_id: bytes, at: int, latest: int, metric_id: str) -> list[Fault]:
+    """The faults that pydantic's schema cannot express; `at` and `latest` in microseconds since 2000."""
     faults = []
     if user_id == NIL_BYTES:
         faults.append(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", metric_id))
-    if at > latest_us:
-        until = datetime.fromtimestamp(latest, UTC)
+    if at > latest:
+        until = EARLIEST + timedelta(microseconds=latest)
         detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
         faults.append(Fault("timestamp_out_of_range", detail, "timestamp", metric_id))
     return faults

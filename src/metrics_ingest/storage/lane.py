@@ -42,7 +42,6 @@ class Lane:
         self._answer: pgwire.Answer | None = None
         self._answered: asyncio.Future[None] | None = None
         self._unsent = NOTHING
-        self._waits_to_send = False
 
     async def execute(
         self, operation: Operation, items: Sequence[Any], commit: Commit, deadline: float
@@ -84,7 +83,6 @@ class Lane:
         if connection is not None:
             self._loop.remove_reader(connection.socket)
             self._loop.remove_writer(connection.socket)
-            self._waits_to_send = False
             connection.close()
 
     async def _connect(self, deadline: float) -> None:
@@ -125,12 +123,10 @@ class Lane:
         except OSError as error:
             self._fail(error)
             return
-        if bool(self._unsent) != self._waits_to_send:
-            self._waits_to_send = not self._waits_to_send
-            if self._waits_to_send:
-                self._loop.add_writer(self._socket.socket, self._send)
-            else:
-                self._loop.remove_writer(self._socket.socket)
+        if self._unsent:
+            self._loop.add_writer(self._socket.socket, self._send)
+        else:
+            self._loop.remove_writer(self._socket.socket)
 
     def _receive(self) -> None:
         """Read until the answer is complete or the socket would block.
@@ -175,27 +171,27 @@ async def _open(database: Database, timeout_s: float) -> DatabaseSocket:
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[DatabaseSocket] = loop.create_future()
 
-    def settle(connection: DatabaseSocket | None, error: Exception | None) -> None:
-        if opened.done():  # nobody waits for it any more
-            if connection is not None:
-                connection.close()
-        elif connection is not None:
-            opened.set_result(connection)
-        else:
-            opened.set_exception(error or OSError())
+    def settle(result: DatabaseSocket | Exception) -> None:
+        if isinstance(result, DatabaseSocket):
+            if opened.done():  # nobody waits for it any more
+                result.close()
+            else:
+                opened.set_result(result)
+        elif not opened.done():
+            opened.set_exception(result)
 
     def work() -> None:
-        connection = failure = None
+        result: DatabaseSocket | Exception
         try:
-            connection = DatabaseSocket(connect(database, min(timeout_s, CONNECT_TIMEOUT_S)))
-            connection.socket.setblocking(False)
+            result = DatabaseSocket(connect(database, min(timeout_s, CONNECT_TIMEOUT_S)))
+            result.socket.setblocking(False)
         except Exception as error:  # noqa: BLE001  # raised where it is awaited
-            failure = error
+            result = error
         try:
-            loop.call_soon_threadsafe(settle, connection, failure)
+            loop.call_soon_threadsafe(settle, result)
         except RuntimeError:  # the loop has ended meanwhile
-            if connection is not None:
-                connection.close()
+            if isinstance(result, DatabaseSocket):
+                result.close()
 
     threading.Thread(target=work, name="connect", daemon=True).start()
     async with asyncio.timeout(timeout_s):

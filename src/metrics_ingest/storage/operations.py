@@ -1,6 +1,6 @@
 """What the database can be asked to do: the functions of migrations/functions/, and their results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -31,6 +31,10 @@ class Commit(Enum):
 PING = pgwire.query("SELECT NULL")
 BEGIN, COMMIT, ROLLBACK = map(pgwire.command, ("BEGIN", "COMMIT", "ROLLBACK"))
 STORE_METRICS = f"SELECT {Operation.STORE_METRICS.value}($1, $2, $3, $4, $5, $6, $7)"
+# The encoders of its parameters: the columns of MetricRow, then SeenSessions.unseen.
+FORMATS: tuple[Callable[[Any], bytes], ...] = (
+    pgwire.uuids, pgwire.timestamps, pgwire.uuids, pgwire.uuids, pgwire.texts, pgwire.floats, pgwire.booleans
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -49,17 +53,9 @@ def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]
     if operation is Operation.PING:
         return PING
     if operation is not Operation.STORE_METRICS:
-        return pgwire.query(f"SELECT {operation.value}($1)", [pgwire.json(to_json(items))])
-    user_ids, timestamps, metric_ids, session_ids, metric_types, values = zip(*items, strict=True)
-    return pgwire.query(STORE_METRICS, [
-        pgwire.uuids(user_ids),
-        pgwire.timestamps(timestamps),
-        pgwire.uuids(metric_ids),
-        pgwire.uuids(session_ids),
-        pgwire.texts(metric_types),
-        pgwire.floats(values),
-        pgwire.booleans(unseen),
-    ])  # fmt: skip
+        return pgwire.query(f"SELECT {operation.value}($1)", [to_json(items)])
+    columns = (*zip(*items, strict=True), unseen)
+    return pgwire.query(STORE_METRICS, [encode(column) for encode, column in zip(FORMATS, columns, strict=True)])
 
 
 def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:

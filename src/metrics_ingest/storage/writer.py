@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
@@ -61,8 +61,7 @@ class Writer:
         self._timeout_s = timeout_s
         self._waiting: deque[PendingWrite] = deque()
         self._waiting_items = 0
-        self._in_flight: set[PendingWrite] = set()
-        self._flushes: set[asyncio.Task[None]] = set()
+        self._flushes: dict[asyncio.Task[None], list[PendingWrite]] = {}
         self._flush_planned = False
         self._expiry_planned = False
         self._shutdown = shutdown_deadline()
@@ -103,8 +102,8 @@ class Writer:
         self._flush_planned = False
         while self._idle_lanes and (group := self._next_group()):
             flush = self._loop.create_task(self._flush(self._idle_lanes.pop(), group))
-            self._flushes.add(flush)
-            flush.add_done_callback(self._flushes.discard)
+            self._flushes[flush] = group
+            flush.add_done_callback(self._flushes.pop)
 
     def _next_group(self) -> list[PendingWrite]:
         """Take the writes at the head of the queue that can share a transaction."""
@@ -112,23 +111,20 @@ class Writer:
         size = 0
         while self._waiting:
             write = self._waiting[0]
-            alone = write.commit is not Commit.VALID_ITEMS
-            full = size + len(write.items) > MAX_ITEMS_PER_FLUSH
-            if group and (alone or full or write.operation is not group[0].operation):
-                break
+            if group:
+                first = group[0]
+                alike = write.operation is first.operation and write.commit is first.commit is Commit.VALID_ITEMS
+                if not alike or size + len(write.items) > MAX_ITEMS_PER_FLUSH:
+                    break
             self._waiting.popleft()
             self._waiting_items -= len(write.items)
-            if write.result.done():  # expired or cancelled
-                continue
-            group.append(write)
-            size += len(write.items)
-            if alone:
-                break
+            if not write.result.done():  # else it is expired or cancelled
+                group.append(write)
+                size += len(write.items)
         return group
 
     async def _flush(self, lane: Lane, group: list[PendingWrite]) -> None:
         """Commit a group, then let the lane take the next one."""
-        self._in_flight.update(group)
         try:
             await self._commit(lane, group)
         except BaseException:  # whatever it is, no request may be left waiting
@@ -136,7 +132,6 @@ class Writer:
                 write.finish(StoreUnavailable("cancelled"))
             raise
         finally:
-            self._in_flight.difference_update(group)
             self._idle_lanes.append(lane)
             self._start_flushes()
 
@@ -187,27 +182,23 @@ class Writer:
 
     def _expire_overdue(self) -> None:
         """Expire what has waited too long. One timer for all requests is far cheaper than one for each."""
-        self._expire((*self._in_flight, *self._waiting))
+        self._expire(chain(*self._flushes.values(), self._waiting))
         while self._waiting and self._waiting[0].result.done():  # make room: while all lanes hang, nothing takes them
             self._waiting_items -= len(self._waiting.popleft().items)
-        self._expiry_planned = bool(self._in_flight or self._waiting)
+        self._expiry_planned = bool(self._flushes or self._waiting)
         if self._expiry_planned:
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
 
 
 def _distribute(outcomes: list[Outcome], group: list[PendingWrite]) -> None:
     """Give each request the outcomes of its own items, with positions relative to them."""
-    if not outcomes:
-        for write in group:
-            write.finish([])
-        return
-    start = at = 0
+    start = 0
+    left = deque(outcomes)
     for write in group:
         end = start + len(write.items)
         own = []
-        while at < len(outcomes) and outcomes[at].position < end:
-            outcome = outcomes[at]
-            at += 1
+        while left and left[0].position < end:
+            outcome = left.popleft()
             # After a lost connection a duplicate may be what the lost attempt stored: it counts as stored, once.
             if not (write.may_be_stored and outcome.kind == "duplicate" and not outcome.facts.get("repeat")):
                 own.append(outcome._replace(position=outcome.position - start))
