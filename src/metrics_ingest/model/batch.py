@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.metric import Metric, MetricRow
-from metrics_ingest.model.validation import STRICT, parse_json, unknown_fields
+from metrics_ingest.model.metric import FIELDS, METRIC, Metric, MetricRow
+from metrics_ingest.model.validation import STRICT, parse_json, unknown_fields, validate_item
 from metrics_ingest.settings import settings
 
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
@@ -45,13 +45,13 @@ def parse_many(body: bytes, key: str | None) -> Batch:
         array, envelope = _adapters()
         metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
     except ValidationError:
-        return _validate_each(metric.read_item, _items(body), key)
+        return _validate_each(partial(validate_item, METRIC, FIELDS), _items(body), key)
     _check_count(len(metrics))
     return _complete(metrics, key)
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
-    """Read NDJSON: one metric a line, blank lines skipped. A line that is not JSON is one rejected metric.
+    """Read NDJSON, one metric a line. A line that is not JSON is one rejected metric.
 
     Raise RequestRefused for an empty body or too many lines.
     """
@@ -78,8 +78,7 @@ def filled_lines(body: bytes) -> Iterator[bytes]:
 def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str | None) -> Batch:
     """Slow path: validate item by item, after the whole batch failed."""
     _check_count(len(items))
-    valid: dict[int, Metric] = {}
-    faults: dict[int, list[Fault]] = {}
+    valid, faults = {}, {}
     for position, item in enumerate(items):
         try:
             valid[position] = read(item)
@@ -94,20 +93,17 @@ def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] |
     positions = range(len(metrics)) if positions is None else positions
     rows, faults = metric.complete(metrics, positions, key, settings().max_future_skew_s)
     if faults:
-        valid = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in faults]
-        positions, rows = [position for position, _ in valid], [row for _, row in valid]
+        positions = [position for position in positions if position not in faults]
     return Batch(len(metrics), rows, positions, faults)
 
 
 def _items(body: bytes) -> list[Any]:
     """Parse a body that should be an array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
     document = parse_json(body)
-    field = None
-    if isinstance(document, dict):
-        field = "metrics"
+    field = "metrics" if isinstance(document, dict) else None
+    if field:
         faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
-        faults += unknown_fields(document, frozenset([field]))
-        if faults:
+        if faults := [*faults, *unknown_fields(document, frozenset([field]))]:
             raise RequestRefused(*faults)
         document = document[field]
     if not isinstance(document, list):

@@ -1,13 +1,11 @@
 """Schema migrations: yoyo over pg8000, one migrator at a time, each step in one transaction.
 
 Tables, indexes, seed rows and roles are in `migrations/*.sql`: each file is applied once, and has its rollback.
-Functions and views are in `migrations/functions/*.sql`, one subject a file, with CREATE OR REPLACE: `migrate` applies
-all these files in one transaction when their text has changed. Where the database has the extension Citus, the files
-`migrations/functions/citus/*.sql` follow, which replace some of the functions.
+Functions and views are in `migrations/functions/*.sql`: `migrate` applies all of them when their text has changed, and
+with the extension Citus then `migrations/functions/citus/*.sql`, which replace some of the functions.
 
-Other versions of the code run while `migrate` does. So a function whose arguments or result change gets a new name, and
-so does a view that loses or changes a column (it may gain one at its end). The old one is dropped a release later, by
-`DROP FUNCTION IF EXISTS old_name` in the same file.
+Other versions of the code run meanwhile. So a function whose arguments or result change gets a new name, and so does a
+view that loses or changes a column (it may gain one at its end); its file drops the old one a release later.
 """
 
 import hashlib
@@ -48,10 +46,7 @@ class UnknownMigrations(Exception):
 
 
 class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo carries no types
-    """yoyo's backend for pg8000: one connection that holds the lock of all migrators until it is closed.
-
-    The lock is advisory, because yoyo's lock row outlives a killed process.
-    """
+    """yoyo's backend for pg8000. Its connection holds an advisory lock, because yoyo's lock row outlives a kill."""
 
     driver_module = "pg8000.dbapi"
     list_tables_sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
@@ -76,10 +71,7 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
         return nullcontext(self)
 
     def in_transaction(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do the work in a transaction; repeat it as long as other sessions hold the locks that it needs.
-
-        Raise the database's error after LOCK_PATIENCE_S.
-        """
+        """Do the work in a transaction; repeat it for LOCK_PATIENCE_S while other sessions hold the locks it needs."""
         end = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:
@@ -124,7 +116,9 @@ def rollback(database: Database) -> list[str]:
     with Migrator(database) as migrator:
         migrations = migrator.to_rollback(_known_migrations(migrator))
         if migrator.value(APPLIED_HASH):
-            migrator.in_transaction(migrator.execute, _drop_functions())
+            created = reversed(CREATED.findall(_functions()))  # because a view uses what precedes it
+            drops = "".join(f"DROP {kind} IF EXISTS {name};\n" for kind, name in created)
+            migrator.in_transaction(migrator.execute, drops + UNDO_PRIVATE)
             names.append(FUNCTIONS)
         for migration in migrations:
             migrator.in_transaction(migrator.rollback_one, migration)
@@ -157,12 +151,6 @@ def _apply_functions(migrator: Migrator) -> bool:
     text += f"COMMENT ON FUNCTION grant_to_roles() IS '{applied_hash}'"
     migrator.in_transaction(migrator.execute, text)
     return True
-
-
-def _drop_functions() -> str:
-    """The statements that drop all functions and views, in reverse order, because a view uses what precedes it."""
-    drops = [f"DROP {kind} IF EXISTS {name};\n" for kind, name in reversed(CREATED.findall(_functions()))]
-    return "".join(drops) + UNDO_PRIVATE
 
 
 def _functions(folder: str = "") -> str:

@@ -6,7 +6,7 @@ transaction pooler could lose, and no value becomes SQL (PostgreSQL manual: Fron
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from pg8000.exceptions import DatabaseError, InterfaceError
@@ -21,9 +21,8 @@ class Statement(NamedTuple):
 
 
 TEXT, BOOL, UUID, TIMESTAMPTZ, FLOAT8 = 25, 16, 2950, 1184, 701  # OIDs of types (pg_type)
-NO_TYPES = struct.pack("!h", 0)  # the server takes the parameters' types from the function that is called
 BINARY = struct.pack("!hh", 1, 1)  # one format code, for all parameters
-AS_TEXT = struct.pack("!h", 0)  # no format codes: results are text
+NONE = struct.pack("!h", 0)  # no types of parameters: the called function's; no formats of results: text
 EXECUTE = b"E" + struct.pack("!i", 9) + b"\0" + struct.pack("!i", 0)  # the unnamed portal, all rows
 SYNC = b"S" + struct.pack("!i", 4)
 
@@ -37,9 +36,8 @@ MAX_MESSAGE_BYTES = 1 << 26  # far above any answer to a batch; a larger length 
 class Answer:
     """Decodes the server's answer to the statements of one exchange, in whatever pieces it arrives.
 
-    `status` is the expected transaction status: IDLE, IN_TRANSACTION, or both. An answer that is not one row for each
-    query, the completion of each statement and ReadyForQuery with that status raises InterfaceError: the connection is
-    unusable.
+    `status` is the expected transaction status: IDLE, IN_TRANSACTION, or both. An answer other than one row for each
+    query, each statement's completion and ReadyForQuery raises InterfaceError: the connection is unusable.
     """
 
     def __init__(self, statements: Sequence[Statement], status: bytes) -> None:
@@ -50,10 +48,7 @@ class Answer:
         self.unread = bytearray()
 
     def feed(self, received: bytes) -> bool:
-        """Take bytes from the server; return whether the answer is complete.
-
-        Raise DatabaseError for a FATAL error, after which the server closes the connection.
-        """
+        """Take bytes from the server; return whether the answer is complete. Raise DatabaseError if it is FATAL."""
         unread = self.unread
         unread += received
         while len(unread) >= 5:
@@ -125,9 +120,9 @@ def request(statements: Sequence[Statement]) -> bytes:
 
 def _messages(sql: str, parameters: Sequence[bytes]) -> bytes:
     """Parse, Bind and Execute."""
-    parse = b"\0" + sql.encode() + b"\0" + NO_TYPES
+    parse = b"\0" + sql.encode() + b"\0" + NONE
     values = [part for value in parameters for part in (struct.pack("!i", len(value)), value)]
-    bind = b"".join((b"\0\0", BINARY, struct.pack("!h", len(parameters)), *values, AS_TEXT))
+    bind = b"".join((b"\0\0", BINARY, struct.pack("!h", len(parameters)), *values, NONE))
     lengths = struct.pack("!i", len(parse) + 4), struct.pack("!i", len(bind) + 4)
     return b"".join((b"P", lengths[0], parse, b"B", lengths[1], bind, EXECUTE))
 
@@ -135,21 +130,6 @@ def _messages(sql: str, parameters: Sequence[bytes]) -> bytes:
 def uuids(values: Sequence[bytes]) -> bytes:
     """An array of UUIDs of 16 bytes each."""
     return _array_header(UUID, len(values)) + b"\0\0\0\x10".join((b"", *values))
-
-
-def timestamps(values: Sequence[int]) -> bytes:
-    """An array of timestamptz, in microseconds since 2000-01-01 UTC."""
-    return _array_header(TIMESTAMPTZ, len(values)) + _numbers("q", values)
-
-
-def floats(values: Sequence[float]) -> bytes:
-    """An array of float8."""
-    return _array_header(FLOAT8, len(values)) + _numbers("d", values)
-
-
-def booleans(values: Sequence[bool]) -> bytes:
-    """An array of booleans."""
-    return _array_header(BOOL, len(values)) + _numbers("?", values)
 
 
 def texts(values: Sequence[str]) -> bytes:
@@ -162,11 +142,16 @@ def _array_header(oid: int, count: int) -> bytes:
     return struct.pack("!5i", 1, 0, oid, count, 1)
 
 
-def _numbers(code: str, values: Sequence[float]) -> bytes:
-    """Numbers, each after its length in bytes; `code` as in the module struct."""
+def _numbers(oid: int, code: str, values: Sequence[float]) -> bytes:
+    """An array of numbers, each after its length in bytes; `code` as in the module struct."""
     pairs: list[float] = [struct.calcsize(f"!{code}")] * (2 * len(values))
     pairs[1::2] = values
-    return struct.pack("!" + f"i{code}" * len(values), *pairs)
+    return _array_header(oid, len(values)) + struct.pack("!" + f"i{code}" * len(values), *pairs)
+
+
+timestamps = partial(_numbers, TIMESTAMPTZ, "q")  # in microseconds since 2000-01-01 UTC
+floats = partial(_numbers, FLOAT8, "d")
+booleans = partial(_numbers, BOOL, "?")
 
 
 @lru_cache(maxsize=1024)

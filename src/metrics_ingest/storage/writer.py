@@ -18,9 +18,8 @@ from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
 from metrics_ingest.logs import Tally
 from metrics_ingest.settings import settings
 from metrics_ingest.shutdown import shutdown_deadline
-from metrics_ingest.storage.lane import Lane
+from metrics_ingest.storage.lane import Lane, SeenSessions
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
-from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_ITEMS_PER_FLUSH = 10_000  # when several requests are merged; a single one may hold more
 BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last one repeats, so recovery is noticed within half a second
@@ -42,12 +41,11 @@ class PendingWrite:
 
     def finish(self, result: list[Outcome] | Exception) -> None:
         """Hand the result to the request, unless it has one or does not wait any more."""
-        if self.result.done():
-            return
-        if isinstance(result, Exception):
-            self.result.set_exception(result)
-        else:
-            self.result.set_result(result)
+        if not self.result.done():
+            if isinstance(result, Exception):
+                self.result.set_exception(result)
+            else:
+                self.result.set_result(result)
 
 
 class Writer:
@@ -62,7 +60,6 @@ class Writer:
         self._waiting: deque[PendingWrite] = deque()
         self._waiting_items = 0
         self._flushes: dict[asyncio.Task[None], list[PendingWrite]] = {}
-        self._flush_planned = False
         self._expiry_planned = False
         self._shutdown = shutdown_deadline()
         self._failures = Tally(logger, "the database is unavailable, trying again")
@@ -70,36 +67,29 @@ class Writer:
         self._rejected = Tally(logger, "requests rejected: overloaded")
 
     async def write(
-        self,
-        operation: Operation,
-        items: Sequence[Any],
-        commit: Commit = Commit.VALID_ITEMS,
-        timeout_s: float | None = None,
+        self, operation: Operation, items: Sequence[Any], commit: Commit = Commit.VALID_ITEMS, timeout_s: float = 0
     ) -> list[Outcome]:
         """Do the operation with the items and commit; return the outcomes of those not simply stored, by position.
 
-        Raise Overloaded at once, StoreUnavailable after `timeout_s` (default: WRITE_TIMEOUT_S) at the latest,
-        StatementRefused for a defect.
+        Raise Overloaded, StoreUnavailable after at most `timeout_s` (0: WRITE_TIMEOUT_S), or StatementRefused.
         """
         if self._waiting and self._waiting_items + len(items) > self._queue_limit:
             self._rejected.add(waiting=self._waiting_items)
             raise Overloaded
+        if not self._waiting and self._idle_lanes:
+            # At the end of this turn of the loop, so that everything that arrives in the same turn goes together.
+            self._loop.call_soon(self._start_flushes)
         result: asyncio.Future[list[Outcome]] = self._loop.create_future()
         deadline = self._loop.time() + (timeout_s or self._timeout_s)
         self._waiting.append(PendingWrite(operation, items, commit, deadline, result))
         self._waiting_items += len(items)
-        if not self._flush_planned and self._idle_lanes:
-            # At the end of this turn of the loop, so that everything that arrived in the same turn goes together.
-            self._flush_planned = True
-            self._loop.call_soon(self._start_flushes)
         if not self._expiry_planned:
             self._expiry_planned = True
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
         return await result
 
     def _start_flushes(self) -> None:
-        """Give what waits to the idle lanes."""
-        self._flush_planned = False
+        """Give what waits to the idle lanes. Afterwards nothing waits, or no lane is idle."""
         while self._idle_lanes and (group := self._next_group()):
             flush = self._loop.create_task(self._flush(self._idle_lanes.pop(), group))
             self._flushes[flush] = group
@@ -151,10 +141,9 @@ class Writer:
             except Exception as error:  # noqa: BLE001  # a refusal or a defect is the answer to the one request at fault
                 if first is last:
                     first.finish(error)
-                    return
-                # One request's data must not fail another's. Halving finds one of a thousand with twenty statements.
-                await self._commit(lane, group[: len(group) // 2])
-                await self._commit(lane, group[len(group) // 2 :])
+                else:  # halving finds one request at fault of a thousand with twenty statements; the others succeed
+                    await self._commit(lane, group[: len(group) // 2])
+                    await self._commit(lane, group[len(group) // 2 :])
                 return
             else:
                 _distribute(outcomes, group)
