@@ -14,7 +14,7 @@ from metrics_ingest.storage import pgwire
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) of errors after which a retry may succeed.
 UNAVAILABLE = (
-    "08", "53", "57", "58",  # connection; disk, memory or connections used up; cancelled or shutting down; system
+    "08", "53", "57", "58",  # connection; out of disk, memory or connections; cancelled or shutting down; I/O error
     "28", "42501",  # the login or the call was refused: once the operator has corrected it, a retry works
     "3D000", "3F000", "42P01", "42883",  # no such database yet; not migrated yet
     "25006",  # read-only: a replica, or a server in failover

@@ -42,17 +42,15 @@ async def store(batch: Batch, *, strict: bool = False) -> Report:
     if strict:  # with faults known already, the database is still asked for those that only it can find
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
     outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
-    duplicates = 0
-    faults = batch.faults
-    for outcome in outcomes:
-        if outcome.kind == "duplicate":
-            duplicates += 1
-        else:
-            fault = _fault(outcome, batch.rows[outcome.position])
-            faults.setdefault(batch.positions[outcome.position], []).append(fault)
-    if strict and faults:
-        return Report(batch.received, batch.rows, 0, 0, faults)
-    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults)
+    rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
+    for outcome in rejected:
+        fault = _fault(outcome, batch.rows[outcome.position])
+        batch.faults.setdefault(batch.positions[outcome.position], []).append(fault)
+    if strict and batch.faults:
+        return Report(batch.received, batch.rows, 0, 0, batch.faults)
+    duplicates = len(outcomes) - len(rejected)
+    stored = batch.received - duplicates - len(batch.faults)
+    return Report(batch.received, batch.rows, stored, duplicates, batch.faults)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:

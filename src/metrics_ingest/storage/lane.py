@@ -28,10 +28,9 @@ NOTHING = memoryview(b"")
 
 
 class SeenSessions:
-    """A bounded set of the sessions that this process has seen stored: which ones the database need not insert.
+    """A bounded set of sessions that this process has seen stored: a hint which ones the database need not insert.
 
-    This is only a hint: the database creates a session that is missing all the same (erased since, say), and looks for
-    one that the hint does not name. So nothing is lost when a process ends.
+    The database creates a session that is missing all the same (erased since, say), and looks for one not hinted at.
     """
 
     def __init__(self) -> None:
@@ -53,8 +52,8 @@ class SeenSessions:
 class Lane:
     """One connection: opened when first needed, dropped when it fails, one call at a time.
 
-    pg8000 opens it in a thread; afterwards the event loop sends and receives. A thread for each connection would
-    compete with the loop for the interpreter lock, which costs more than the transaction (docs/benchmarks.md).
+    The event loop sends and receives, because a thread for each connection would compete with it for the interpreter
+    lock, which costs more than the transaction (docs/benchmarks.md).
     """
 
     def __init__(self, database: Database, seen: SeenSessions) -> None:
@@ -70,9 +69,9 @@ class Lane:
         self._unsent = NOTHING
 
     async def execute(self, operation: Operation, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
-        """Do `operation` with the items in one transaction; return the outcomes of those not simply stored.
+        """Do `operation` in one transaction, and return its outcomes. `until` is a deadline in the loop's time.
 
-        `until` is a deadline in the event loop's time. Raise what `translate` returns.
+        Raise StoreUnavailable (ConnectionLost if the transaction may be committed) or StatementRefused.
         """
         unseen = self._seen.unseen(items) if operation is Operation.STORE_METRICS else ()
         statement = operations.statement(operation, items, unseen)
@@ -102,11 +101,11 @@ class Lane:
 
     def close(self) -> None:
         """Drop the connection, if there is one, without waiting for anything."""
-        connection, self._socket = self._socket, None
-        if connection is not None:
-            self._loop.remove_reader(connection.socket)
-            self._loop.remove_writer(connection.socket)
-            connection.close()
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.socket)
+            self._loop.remove_writer(self._socket.socket)
+            self._socket.close()
+            self._socket = None
 
     async def _connect(self, deadline: float) -> None:
         """Make sure that there is a connection. Raise StoreUnavailable."""

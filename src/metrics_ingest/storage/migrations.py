@@ -38,7 +38,7 @@ PRIVATE = "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;\n"
 UNDO_PRIVATE = "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC;\n"
 # The hash of the applied text is the comment of a function, so that it is dropped together with the functions.
 APPLIED_HASH = "SELECT obj_description(to_regprocedure('grant_to_roles()'), 'pg_proc')"
-HAS_CITUS = "SELECT count(*) FROM pg_extension WHERE extname = 'citus'"
+HAS_CITUS = "SELECT 1 FROM pg_extension WHERE extname = 'citus'"
 
 
 class UnknownMigrations(Exception):
@@ -84,10 +84,6 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
                     raise
                 time.sleep(random.uniform(0.5, 1.5))  # the writers that waited behind this session go first
 
-    def value(self, sql: str) -> Any:
-        """The first column of a query's first row."""
-        return self.execute(sql).fetchone()[0]
-
 
 def migrate(database: Database) -> list[str]:
     """Bring the schema up to date, create the months' partitions, and grant the roles their rights.
@@ -108,14 +104,11 @@ def migrate(database: Database) -> list[str]:
 
 
 def rollback(database: Database) -> list[str]:
-    """Drop functions and views, then roll every migration back, the latest first: ALL DATA IS LOST.
-
-    Return the names. Raise UnknownMigrations, and pg8000's errors.
-    """
+    """Undo what migrate applied, the latest first: ALL DATA IS LOST. Return the names; raise what migrate raises."""
     names = []
     with Migrator(database) as migrator:
         migrations = migrator.to_rollback(_known_migrations(migrator))
-        if migrator.value(APPLIED_HASH):
+        if migrator.execute(APPLIED_HASH).fetchone()[0]:
             created = reversed(CREATED.findall(_functions()))  # because a view uses what precedes it
             drops = "".join(f"DROP {kind} IF EXISTS {name};\n" for kind, name in created)
             migrator.in_transaction(migrator.execute, drops + UNDO_PRIVATE)
@@ -143,10 +136,10 @@ def _known_migrations(migrator: Migrator) -> Any:
 def _apply_functions(migrator: Migrator) -> bool:
     """Apply functions and views in one transaction if their text has changed, and return whether it had."""
     text = PRIVATE + _functions()
-    if migrator.value(HAS_CITUS):
+    if migrator.execute(HAS_CITUS).fetchone():
         text += _functions("citus")
     applied_hash = hashlib.sha256(text.encode()).hexdigest()
-    if migrator.value(APPLIED_HASH) == applied_hash:
+    if migrator.execute(APPLIED_HASH).fetchone()[0] == applied_hash:
         return False
     text += f"COMMENT ON FUNCTION grant_to_roles() IS '{applied_hash}'"
     migrator.in_transaction(migrator.execute, text)

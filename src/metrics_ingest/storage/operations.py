@@ -45,10 +45,8 @@ class Outcome(NamedTuple):
 
 def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]) -> Statement:
     """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen."""
-    if operation is Operation.PING:
-        return pgwire.query(operation.value)
     if operation is not Operation.STORE_METRICS:
-        return pgwire.query(operation.value, [to_json(items)])
+        return pgwire.query(operation.value, [to_json(items)] if items else ())
     columns = zip(ENCODERS, (*zip(*items, strict=True), unseen), strict=True)
     return pgwire.query(operation.value, [encode(column) for encode, column in columns])
 

@@ -50,14 +50,14 @@ ALLOWANCE = Allowance()  # this process's
 
 
 async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
-    """Keep the rejected metrics of a request, as many as the allowance permits. Raise nothing."""
+    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing."""
     if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(faults))):
         return
     positions = sorted(faults)[:granted]
     try:
         payloads = [body] if None in faults else _payloads(body, ndjson, positions)
-        sent = zip(positions, payloads, strict=True)
-        rows = [_row(route, key_name, payload, faults[position]) for position, payload in sent]
+        sent = zip(payloads, [faults[position] for position in positions], strict=True)
+        rows = [_row(route, key_name, payload, found) for payload, found in sent]
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
