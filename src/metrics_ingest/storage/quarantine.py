@@ -56,8 +56,8 @@ async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faul
     positions = sorted(faults)[:granted]
     try:
         payloads = [body] if None in faults else _payloads(body, ndjson, positions)
-        sent = zip(payloads, [faults[position] for position in positions], strict=True)
-        rows = [_row(route, key_name, payload, found) for payload, found in sent]
+        sent = zip(positions, payloads, strict=True)
+        rows = [_row(route, key_name, payload, faults[position]) for position, payload in sent]
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
