@@ -62,7 +62,7 @@ async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faul
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
         reason = getattr(error, "reason", type(error).__name__)
-        logger.warning("%d rejected metrics are not kept: %s", len(positions), reason)
+        logger.warning("%s rejected metrics are not kept: %s", len(positions), reason)
 
 
 def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
