@@ -155,5 +155,5 @@ def _read(row: Record) -> tuple[Any, str]:
         return None, error.code
     if row["metric_id"]:  # the identity in the reply to the sender, who may send the metric again with it
         metric.setdefault("metric_id", row["metric_id"])
-    (complete,), faults = model.complete([metric], (0,), str(row["rejected_id"]), MAX_FUTURE_SKEW_S)
-    return (None, faults[0][0].code) if faults else (complete, "")
+    complete, faults = model.complete([metric], (0,), str(row["rejected_id"]), MAX_FUTURE_SKEW_S)
+    return (None, faults[0][0].code) if faults else (complete[0], "")
