@@ -1,0 +1,182 @@
+"""`api/overview`: what was stored in a time range, from the hourly and daily summaries.
+
+Whole hours and days come from the summaries. The metrics themselves are read for what is left at either end of a range
+that does not begin and end on the hour, for the users of a range of at most SHORT, and, as a sample, for the delay, of
+which there is no summary.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from metrics_ingest.dashboard.parameters import DAY, HOUR, Parameters, Range
+from metrics_ingest.dashboard.reader import Row, Session
+
+PARAMETERS = ("from", "to")
+SHORT = timedelta(hours=2)
+DELAY_SAMPLE = 10_000  # metrics
+DELAY_ALL = 20_000  # up to so many metrics in the range are all looked at
+MOST_REFUSED = 100_000  # counted by code, the newest first
+
+# One row for each type and hour, and for each type and the parts of hours at the ends of the range.
+HOURS = """
+        SELECT metric_type, metric_count, total, lowest, highest, true_count, last_at, last_value
+        FROM type_hour_rollup
+        WHERE hour >= CAST(:hours_start AS timestamptz) AND hour < CAST(:hours_end AS timestamptz)
+"""
+ENDS = """
+        UNION ALL
+        SELECT metric_type, count(*), sum(value), min(value), max(value), count(*) FILTER (WHERE value <> 0),
+               max(timestamp), (array_agg(value ORDER BY timestamp DESC, user_id DESC, metric_id DESC))[1]
+        FROM metrics
+        WHERE timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:hours_start AS timestamptz)
+           OR timestamp >= CAST(:hours_end AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
+        GROUP BY metric_type
+"""
+TYPES = """
+    WITH bucket AS ({buckets}),
+    whole AS (
+        SELECT metric_type, sum(metric_count)::bigint AS metric_count, sum(total) AS total, min(lowest) AS lowest,
+               max(highest) AS highest, sum(true_count)::bigint AS true_count,
+               (array_agg(last_value ORDER BY last_at DESC))[1] AS last_value
+        FROM bucket
+        GROUP BY metric_type
+    )
+    SELECT metric_type, kind, unit, aggregation, COALESCE(metric_count, 0) AS metrics,
+           CASE WHEN metric_count > 0 THEN
+               summary_value(aggregation, metric_count, total, lowest, highest, true_count, last_value) END AS value,
+           CASE WHEN kind = 'flag' THEN true_count::float8 / metric_count END AS share,
+           lowest AS min_value, highest AS max_value
+    FROM metric_types
+    LEFT JOIN whole USING (metric_type)
+    WHERE retired_at IS NULL OR metric_count > 0
+    ORDER BY metric_types.created_at, metric_type
+"""
+TYPES_OF_HOURS = TYPES.format(buckets=HOURS)
+TYPES_OF_ANY_RANGE = TYPES.format(buckets=HOURS + ENDS)
+
+# LATERAL with LIMIT looks each user up by an index. Counting distinct users in the summary reads all of its rows:
+# 10,000 users against 1 million rows.
+DAY_OF_USER = """
+        SELECT 1 AS found FROM user_day_rollup
+        WHERE user_day_rollup.user_id = users.user_id
+          AND day >= CAST(:days_start AS date) AND day < CAST(:days_end AS date)
+        LIMIT 1
+"""
+ENDS_OF_USER = """
+        SELECT 1 AS found FROM metrics
+        WHERE metrics.user_id = users.user_id
+          AND timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:days_start AS timestamptz)
+        LIMIT 1
+    ) UNION ALL (
+        SELECT 1 AS found FROM metrics
+        WHERE metrics.user_id = users.user_id
+          AND timestamp >= CAST(:days_end AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
+        LIMIT 1
+"""
+USERS_OF_DAYS = f"SELECT count(*) AS users FROM users, LATERAL ({DAY_OF_USER}) AS activity"
+USERS_OF_ANY_RANGE = f"""
+    SELECT count(*) AS users FROM users, LATERAL (
+        SELECT FROM (({DAY_OF_USER}) UNION ALL ({ENDS_OF_USER})) AS either LIMIT 1
+    ) AS activity
+"""
+USERS_OF_SHORT_RANGE = """
+    SELECT count(DISTINCT user_id) AS users FROM metrics
+    WHERE timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
+"""
+SESSIONS = """
+    SELECT count(*) AS sessions FROM sessions
+    WHERE start_time >= CAST(:start AS timestamptz) AND start_time < CAST(:end AS timestamptz)
+"""
+DELAY = """
+    SELECT count(*) AS sample,
+           percentile_disc(0.5) WITHIN GROUP (ORDER BY received_at - timestamp) AS p50,
+           percentile_disc(0.99) WITHIN GROUP (ORDER BY received_at - timestamp) AS p99
+    FROM metrics {sample}
+    WHERE timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
+"""
+DELAY_OF_ALL = DELAY.format(sample="")
+# REPEATABLE, so that a refreshed page does not show another figure for the same metrics.
+DELAY_OF_SAMPLE = DELAY.format(sample="TABLESAMPLE SYSTEM (:percent) REPEATABLE (1)")
+
+REFUSED = """
+    SELECT code, count(*) AS refused
+    FROM (SELECT codes FROM rejected_metrics
+          WHERE received_at >= CAST(:start AS timestamptz) AND received_at < CAST(:end AS timestamptz)
+          ORDER BY received_at DESC LIMIT :most) AS kept, unnest(codes) AS code
+    GROUP BY code
+    ORDER BY refused DESC, code
+"""
+# COALESCE evaluates its arguments one after the other: the block-range index makes the first ones cheap.
+FRESHNESS = """
+    SELECT COALESCE(
+               (SELECT max(received_at) FROM metrics WHERE received_at >= now() - interval '10 minutes'),
+               (SELECT max(received_at) FROM metrics WHERE received_at >= now() - interval '1 day'),
+               (SELECT max(received_at) FROM metrics)) AS last_received_at,
+           (SELECT refreshed_at FROM summary_state) AS refreshed_at,
+           (SELECT min(first.hour) FROM metric_types, LATERAL (
+                SELECT hour FROM type_hour_rollup WHERE type_hour_rollup.metric_type = metric_types.metric_type
+                ORDER BY hour LIMIT 1) AS first) AS first_hour,
+           (SELECT max(last.hour) FROM metric_types, LATERAL (
+                SELECT hour FROM type_hour_rollup WHERE type_hour_rollup.metric_type = metric_types.metric_type
+                ORDER BY hour DESC LIMIT 1) AS last) AS last_hour,
+           now() AS now
+"""
+
+
+def plan(parameters: Parameters) -> Any:
+    """Return what reads the overview of the range."""
+    wanted = parameters.range()
+    return lambda session: overview(session, wanted)
+
+
+def overview(session: Session, wanted: Range) -> Row:
+    """All figures of the range."""
+    types = types_in(session, wanted)
+    metrics = sum(row["metrics"] for row in types)
+    refused = session.rows(REFUSED, start=wanted.start, end=wanted.end, most=MOST_REFUSED)
+    return {
+        "from": wanted.start,
+        "to": wanted.end,
+        "metrics": metrics,
+        "users": users_in(session, wanted),
+        **session.row(SESSIONS, start=wanted.start, end=wanted.end),
+        "types": types,
+        "delay": delay_in(session, wanted, metrics),
+        "refused": {row["code"]: row["refused"] for row in refused},
+        **session.row(FRESHNESS),
+    }
+
+
+def types_in(session: Session, wanted: Range) -> list[Row]:
+    """For each type how many metrics there were, and their aggregate."""
+    hours = wanted.inward(HOUR)
+    bounds = {"hours_start": hours.start, "hours_end": hours.end}
+    if hours == wanted:
+        return session.rows(TYPES_OF_HOURS, **bounds)
+    return session.rows(TYPES_OF_ANY_RANGE, start=wanted.start, end=wanted.end, **bounds)
+
+
+def users_in(session: Session, wanted: Range) -> int:
+    """How many users have a metric in the range."""
+    ends = {"start": wanted.start, "end": wanted.end}
+    days = wanted.inward(DAY)
+    bounds = {"days_start": days.start, "days_end": days.end}
+    if days == wanted:
+        row = session.row(USERS_OF_DAYS, **bounds)
+    elif wanted.length <= SHORT:
+        row = session.row(USERS_OF_SHORT_RANGE, **ends)
+    else:
+        row = session.row(USERS_OF_ANY_RANGE, **ends, **bounds)
+    users: int = row["users"]
+    return users
+
+
+def delay_in(session: Session, wanted: Range, metrics: int) -> Row:
+    """How long after their timestamp metrics were received: seconds, and of how many metrics that was computed."""
+    bounds = {"start": wanted.start, "end": wanted.end}
+    if metrics <= DELAY_ALL:
+        row = session.row(DELAY_OF_ALL, **bounds)
+    else:
+        row = session.row(DELAY_OF_SAMPLE, percent=100 * DELAY_SAMPLE / metrics, **bounds)
+    delays = {name: row[name].total_seconds() if row[name] is not None else None for name in ("p50", "p99")}
+    return {**delays, "unit": "s", "sample": row["sample"]}
