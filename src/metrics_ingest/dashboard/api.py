@@ -32,6 +32,7 @@ def _list(name: str) -> Callable[[Row], list[Row]]:
 ENDPOINTS = {
     "types": Endpoint(types.PARAMETERS, types.plan, _list("types")),
     "overview": Endpoint(overview.PARAMETERS, overview.plan, _list("types")),
+    "freshness": Endpoint((), lambda _: overview.freshness, lambda reply: [reply]),
     "series": Endpoint(series.PARAMETERS, series.plan, series.series_rows),
     "activity": Endpoint(series.ACTIVITY_PARAMETERS, series.activity_plan, series.activity_rows),
     "users": Endpoint(users.PARAMETERS, users.plan, _list("users")),

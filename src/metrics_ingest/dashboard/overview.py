@@ -143,8 +143,13 @@ def overview(session: Session, wanted: Range) -> Row:
         "types": types,
         "delay": delay_in(session, wanted, metrics),
         "refused": {row["code"]: row["refused"] for row in refused},
-        **session.row(FRESHNESS),
+        **freshness(session),
     }
+
+
+def freshness(session: Session) -> Row:
+    """When the last metric was received, when the summaries were refreshed, and which hours they have."""
+    return session.row(FRESHNESS)
 
 
 def types_in(session: Session, wanted: Range) -> list[Row]:
