@@ -1,4 +1,4 @@
-// Charts by uPlot (vendor/): one way to draw bars, a line, a line with its band, and lanes of on and off.
+// Charts by uPlot (vendor/): one way to draw bars, a line, an area, a line with its band, and lanes of on and off.
 /* global uPlot */
 
 import { dayOf, exactTime, utc, dateTime } from "./format.js";
@@ -15,12 +15,12 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 
 /**
- * A chart of values by time. `form` is "bars", "line", "band" or "lane"; `value` and `axis` format a value for the readout
+ * A chart of values by time. `form` is "bars", "line", "area", "band" or "lane"; `value` and `axis` format a value for the readout
  * and for the axis; `onzoom(from, to)` gets the epoch seconds that were dragged over. The readout says what is under the cursor.
  */
 export class TimeChart {
-  constructor({ form, height, value, axis = value, label, onzoom = null, range = null, xAxis = true, tone = "accent" }) {
-    Object.assign(this, { form, height, value, axis, onzoom, range, xAxis, tone });
+  constructor({ form, height, value, axis = value, incrs = null, label, onzoom = null, range = null, xAxis = true, tone = "accent" }) {
+    Object.assign(this, { form, height, value, axis, incrs, onzoom, range, xAxis, tone });
     this.label = label;
     this.readout = h("p", { class: "readout" });
     this.holder = h("div", { class: "chart", role: "img", "aria-label": label });
@@ -65,7 +65,7 @@ export class TimeChart {
     return {
       width,
       height: this.height,
-      padding: [8, 8, this.xAxis ? 0 : 4, 0],
+      padding: [8, 20, this.xAxis ? 0 : 4, 0],
       legend: { show: false },
       tzDate: (seconds) => (chart.step === "day" ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
       cursor: {
@@ -92,6 +92,7 @@ export class TimeChart {
           show: this.form !== "lane", font: FONT, size: 56, gap: 4, stroke: () => colour("muted"), ticks: { show: false },
           grid: { stroke: () => colour("line"), width: 1 }, space: 32,
           values: (_, ticks) => ticks.map((tick) => this.axis(tick)),
+          ...(this.incrs ? { incrs: this.incrs } : {}),
         },
       ],
       series: this.#series(),
@@ -104,10 +105,11 @@ export class TimeChart {
   }
 
   #series() {
-    const line = { stroke: () => colour(this.tone), width: 1.75, points: { show: (plot) => plot.data[0].length < 3 } };
+    const line = { stroke: () => colour(this.tone), width: 1.75, points: { show: true, size: 4, filter: alone } };
     const forms = {
-      bars: [{ fill: () => colour(this.tone), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.76, 28], radius: 0.12 }) }],
-      line: [{ ...line, fill: () => colour(`${this.tone}-soft`) }],
+      bars: [{ fill: () => colour(this.tone), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.76, 28], radius: 0.12, align: 1 }) }],
+      line: [line],
+      area: [{ ...line, fill: () => colour(`${this.tone}-soft`) }],
       band: [line, { width: 0, points: { show: false } }, { width: 0, points: { show: false } }],
       lane: [{ width: 0, fill: () => colour(this.tone), points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) }],
     };
@@ -117,7 +119,7 @@ export class TimeChart {
   #yRange(low, high) {
     if (this.range) return this.range;
     if (low === null || high === null) return [0, 1];
-    if (this.form === "bars" || this.form === "line") return [Math.min(0, low), high > 0 ? high * 1.08 : low < 0 ? 0 : 1];
+    if (this.form === "bars" || this.form === "area") return [Math.min(0, low), high > 0 ? high * 1.08 : low < 0 ? 0 : 1];
     const margin = (high - low || Math.abs(high) || 1) * 0.08;
     return [low >= 0 && low < high / 2 ? 0 : low - margin, high + margin];
   }
@@ -143,6 +145,13 @@ export class TimeChart {
     plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
     this.onzoom(from, to);
   }
+}
+
+/** The points that no line reaches, because their neighbours are missing. */
+function alone(plot, series) {
+  const values = plot.data[series];
+  const missing = (index) => values[index] === null || values[index] === undefined;
+  return [...values.keys()].filter((index) => !missing(index) && missing(index - 1) && missing(index + 1));
 }
 
 /** A small line without axes; it says nothing that the figure beside it does not. */

@@ -59,6 +59,11 @@ export function axisOf(type) {
   return (value) => signed(Math.abs(value) >= 10_000 ? `${SHORT.format(value / 1000)} k` : SHORT.format(value));
 }
 
+/** Steps of an axis that divide time well. */
+export function incrsOf(type) {
+  return type.unit === "s" ? [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * 60), ...[1, 2, 3, 6, 12, 24, 48, 120, 240, 480, 1200, 2400, 4800, 12_000, 24_000, 120_000].map((n) => n * 3600)] : null;
+}
+
 /** The change against the period before: +12 %, in points for shares, as a difference for scores. */
 export function change(now, before, kind) {
   if (now === null || before === null || now === undefined || before === undefined) return "";

@@ -62,7 +62,8 @@ async function refresh() {
   header.show(route().name, parameters, range);
   try {
     const facts = await shown.view.refresh({ parameters, range, signal });
-    if (facts && !facts.refreshed_at && facts.last_received_at) header.neverRefreshed();
+    header.fresh(facts);
+    if (!facts.refreshed_at && facts.last_received_at) header.neverRefreshed();
     else header.notice(null);
     main.classList.remove("stale");
   } catch (error) {

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { TimeChart } from "../charts.js";
 import { csvButton, facts, row, table } from "./shared.js";
 import { card, fill, h, setText } from "../dom.js";
-import { axisOf, count, duration, exactTime, score, time, valueOf } from "../format.js";
+import { axisOf, count, duration, exactTime, incrsOf, score, time, valueOf } from "../format.js";
 import { address } from "../header.js";
 
 const COLUMNS = [
@@ -14,7 +14,7 @@ const COLUMNS = [
   { label: "Received", class: "when" },
 ];
 const ROWS = 500;
-const FORM = { score: ["line", 140], gauge: ["line", 120], duration: ["bars", 120], counter: ["bars", 120], flag: ["lane", 36] };
+const FORM = { score: ["area", 140], gauge: ["area", 120], duration: ["bars", 120], counter: ["bars", 120], flag: ["lane", 36] };
 
 export class View {
   title = "Session";
@@ -26,6 +26,7 @@ export class View {
     this.facts = h("div");
     this.timeline = h("div", { class: "lanes" });
     this.table = table("Raw metrics", COLUMNS);
+    this.table.element.classList.add("tall");
     this.more = h("p", { class: "sub" });
     this.crumbs = h("nav", { class: "crumbs", "aria-label": "Where this is" });
     const csv = csvButton("session", () => this.key);
@@ -104,11 +105,12 @@ export class View {
     const name = type.metric_type;
     if (!this.lanes.has(name)) {
       const [form, height] = FORM[type.kind];
+      const unit = ["s", "score"].includes(type.unit) ? "" : type.unit;
       const value = type.kind === "flag" ? (on) => (on === null ? "" : on ? "on" : "off") : valueOf(type);
       const range = type.kind === "score" && type.min_value !== null && type.max_value !== null ? [type.min_value, type.max_value] : type.kind === "flag" ? [0, 1] : null;
-      const chart = new TimeChart({ form, height: height + (isLast ? 32 : 0), value, axis: axisOf(type), label: name, range, xAxis: isLast, tone: type.kind === "flag" ? "second" : "accent" });
+      const chart = new TimeChart({ form, height: height + (isLast ? 32 : 0), value, axis: axisOf(type), incrs: incrsOf(type), label: name, range, xAxis: isLast, tone: type.kind === "flag" ? "second" : "accent" });
       this.lanes.set(name, chart);
-      this.timeline.append(h("div", { class: `lane ${type.kind}` }, h("div", { class: "lane-head" }, h("h3", {}, name), chart.readout), chart.holder));
+      this.timeline.append(h("div", { class: `lane ${type.kind}` }, h("div", { class: "lane-head" }, h("h3", {}, unit ? `${name}, ${unit}` : name), chart.readout), chart.holder));
     }
     return this.lanes.get(name);
   }

@@ -4,10 +4,10 @@ import { get } from "../api.js";
 import { TimeChart } from "../charts.js";
 import { csvButton, onZoom } from "./shared.js";
 import { card, empty, h, setText } from "../dom.js";
-import { axisOf, count, valueOf } from "../format.js";
+import { axisOf, count, incrsOf, valueOf } from "../format.js";
 import { steps } from "../range.js";
 
-const MEANING = { sum: "sum", mean: "mean, with least and greatest", any: "share of the metrics that were on", min: "least", max: "greatest", last: "last value" };
+const MEANING = { sum: "sum", mean: "mean, in a band from least to greatest,", any: "on, share", min: "least", max: "greatest", last: "last" };
 
 export class View {
   title = "Metrics";
@@ -44,11 +44,11 @@ export class View {
       const sum = type.aggregation === "sum";
       const form = sum ? "bars" : type.aggregation === "mean" ? "band" : "line";
       const value = valueOf(type);
-      const chart = new TimeChart({ form, height: 200, value, axis: axisOf(type), label: name, onzoom: onZoom(this), range: type.kind === "flag" ? [0, 1] : null });
+      const chart = new TimeChart({ form, height: 200, value, axis: axisOf(type), incrs: incrsOf(type), label: name, onzoom: onZoom(this), range: type.kind === "flag" ? [0, 1] : null });
       const figure = h("p", { class: "figure" });
       const meaning = h("p", { class: "sub" });
       const csv = csvButton("series", () => ({ metric_type: name, ...this.range.query, step: this.range.step }));
-      const element = card(name, { class: "type", aside: [csv] }, h("div", { class: "type-figure" }, figure, meaning), chart.holder, chart.readout);
+      const element = card(name, { class: "type", aside: [chart.readout, csv] }, h("div", { class: "type-figure" }, figure, meaning), chart.holder);
       this.cards.set(name, { chart, figure, meaning, value });
       this.grid.append(element);
     }

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { TimeChart } from "../charts.js";
 import { csvButton, onZoom, pager, row, table } from "./shared.js";
 import { card, fill, h, setText } from "../dom.js";
-import { axisOf, count, dateTime, duration, score, time, valueOf } from "../format.js";
+import { axisOf, count, dateTime, duration, incrsOf, score, time, valueOf } from "../format.js";
 import { steps } from "../range.js";
 import { address } from "../header.js";
 
@@ -31,7 +31,7 @@ export class View {
     this.cursors = [null];
     this.name = h("h1", {}, "User");
     this.id = h("p", { class: "lead id" });
-    const chart = (form, label, type) => new TimeChart({ form, height: 160, value: valueOf(type), axis: axisOf(type), label, onzoom: onZoom(this) });
+    const chart = (form, label, type) => new TimeChart({ form, height: 160, value: valueOf(type), axis: axisOf(type), incrs: incrsOf(type), label, onzoom: onZoom(this) });
     this.talk = chart("bars", "Talk time by day", TALK);
     this.mood = chart("band", "Sentiment by day", MOOD);
     this.table = table("Sessions", COLUMNS);
@@ -118,7 +118,7 @@ function draw(chart, series, missing) {
     ys: column((index) => series.points[index][1], missing),
     low: column((index) => series.bands[index][0], null),
     high: column((index) => series.bands[index][1], null),
-    step: "day", from: Date.parse(series.from) / 1000 - 43_200, to: Date.parse(series.to) / 1000 - 43_200,
+    step: "day", from: Date.parse(series.from) / 1000, to: Date.parse(series.to) / 1000,
     summary: `${series.points.length} days with data`,
   });
 }
