@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from metrics_ingest.settings import ApiKey, BadSetting, Database, read_database
+from metrics_ingest.settings import LOG_LEVELS, ApiKey, BadSetting, Database, read_database
 
 KEY_FORM = re.compile(r"([A-Za-z0-9_.-]{1,64}):([0-9a-fA-F]{64})")
 
@@ -22,7 +22,10 @@ class Configuration:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Configuration":
         """Raise BadSetting for the first variable that cannot be used."""
-        return cls(_database(environ), _read_keys(environ), environ.get("LOG_LEVEL", "").strip().upper() or "INFO")
+        log_level = environ.get("LOG_LEVEL", "").strip().upper() or "INFO"
+        if log_level not in LOG_LEVELS:
+            raise BadSetting(f"LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}, not {log_level[:40]!r}")
+        return cls(_database(environ), _read_keys(environ), log_level)
 
 
 @cache

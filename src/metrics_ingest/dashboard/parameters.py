@@ -115,7 +115,7 @@ class Parameters:
         """A UUID, which must be given."""
         value = self._values.get(name)
         if value is None:
-            refuse("missing_field", f"{name} is missing", name)
+            refuse("missing_field", f"{name} is missing; it must be a UUID", name)
         try:
             return UUID(value)
         except ValueError:

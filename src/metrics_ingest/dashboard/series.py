@@ -15,8 +15,13 @@ STEPS = {"hour": HOUR, "day": DAY, "5min": timedelta(minutes=5)}
 LONGEST = {"hour": 3 * 366 * DAY, "day": 200 * 366 * DAY, "5min": 6 * HOUR}
 USERS_BY_HOUR = 2 * DAY  # distinct users by the hour are in no summary
 
-BUCKETS = """
-    SELECT extract(epoch FROM date_trunc(:step, hour, 'UTC'))::bigint AS at, sum(metric_count)::bigint AS metric_count,
+HOURS_OF_TYPE = """
+    SELECT extract(epoch FROM hour)::bigint AS at, metric_count, total, lowest, highest, true_count, last_value
+    FROM type_hour_rollup
+    WHERE metric_type = :metric_type AND hour >= CAST(:start AS timestamptz) AND hour < CAST(:end AS timestamptz)
+"""
+DAYS_OF_TYPE = """
+    SELECT extract(epoch FROM date_trunc('day', hour, 'UTC'))::bigint AS at, sum(metric_count)::bigint AS metric_count,
            sum(total) AS total, min(lowest) AS lowest, max(highest) AS highest, sum(true_count)::bigint AS true_count,
            (array_agg(last_value ORDER BY last_at DESC))[1] AS last_value
     FROM type_hour_rollup
@@ -39,15 +44,19 @@ BUCKETS_OF_5_MINUTES = """
       AND timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
     GROUP BY at
 """
+# As one JSON value, which is decoded ten times as fast as rows: hours of 90 days are 2,000 points.
 SERIES = """
-    SELECT at, summary_value(:aggregation, metric_count, total, lowest, highest, true_count, last_value) AS value,
-           metric_count, lowest, highest, true_count::float8 / metric_count AS share
+    SELECT COALESCE(json_agg(json_build_array(
+               at, summary_value(:aggregation, metric_count, total, lowest, highest, true_count, last_value), metric_count,
+               lowest, highest, true_count::float8 / metric_count) ORDER BY at), '[]') AS rows
     FROM ({buckets}) AS bucket
-    ORDER BY at
 """
-SERIES_OF_STEPS = SERIES.format(buckets=BUCKETS)
+SERIES_BY_STEP = {
+    "hour": SERIES.format(buckets=HOURS_OF_TYPE),
+    "day": SERIES.format(buckets=DAYS_OF_TYPE),
+    "5min": SERIES.format(buckets=BUCKETS_OF_5_MINUTES),
+}
 SERIES_OF_USER = SERIES.format(buckets=DAYS_OF_USER)
-SERIES_OF_5_MINUTES = SERIES.format(buckets=BUCKETS_OF_5_MINUTES)
 
 ACTIVITY = """
     SELECT extract(epoch FROM {bucket})::bigint AS at, {figure} AS figure
@@ -100,19 +109,17 @@ def series(session: Session, metric_type: str | None, user_id: UUID | None, step
     kind = find(session, metric_type)
     bounds = {"metric_type": metric_type, "aggregation": kind["aggregation"], "start": wanted.start, "end": wanted.end}
     if user_id:
-        rows = session.rows(SERIES_OF_USER, user_id=user_id, **bounds)
-    elif step == "5min":
-        rows = session.rows(SERIES_OF_5_MINUTES, **bounds)
+        rows = session.row(SERIES_OF_USER, user_id=user_id, **bounds)["rows"]
     else:
-        rows = session.rows(SERIES_OF_STEPS, step=step, **bounds)
+        rows = session.row(SERIES_BY_STEP[step], **bounds)["rows"]
     return {
         **kind,
         "step": step,
         "from": wanted.start,
         "to": wanted.end,
-        "points": [[row["at"], row["value"], row["metric_count"]] for row in rows],
-        "bands": [[row["lowest"], row["highest"]] for row in rows],
-        "shares": [row["share"] for row in rows] if kind["kind"] == "flag" else None,
+        "points": [row[:3] for row in rows],
+        "bands": [row[3:5] for row in rows],
+        "shares": [row[5] for row in rows] if kind["kind"] == "flag" else None,
     }
 
 
