@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/dashboard.py [--metrics 5000000] [--rounds 60]
 
-Starts an embedded PostgreSQL with its default settings and the function `dashboard`, fills the tables by SQL, and prints
-the median and the 95th percentile of the time that a request takes over HTTP on loopback, warm.
+Starts an embedded PostgreSQL with its default settings and the function `dashboard`, fills the tables by SQL, and
+prints the median and the 95th percentile of the time that a request takes over HTTP on loopback, warm.
 """
 
 import argparse
@@ -89,12 +89,12 @@ def fill(url: str, metrics: int) -> None:
 
 
 def measure(base: str, rounds: int, url: str) -> None:
-    """Print how long each request takes. Ranges differ from request to request, so that nothing is answered from a cache."""
+    """Print how long each request takes. Ranges come back after 12 requests, as they do to a live page."""
     sizes = query(url, "SELECT relname, n_live_tup FROM pg_stat_user_tables WHERE n_live_tup > 1000 ORDER BY 1")
     print(", ".join(f"{name} {count:,}" for name, count in sizes), flush=True)
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     user = query(url, "SELECT user_id, session_id FROM sessions LIMIT 1")[0]
-    cases = {
+    cases: dict[str, tuple[str, dict[str, str], int | None, int]] = {
         f"overview {days} d": ("overview", {}, days, 1) for days in (1, 7, 30, 89)
     } | {
         "overview, midnights": ("overview", {}, 30, 24),

@@ -1,4 +1,4 @@
-"""Data for the dashboard's tests: stored by SQL, so that a test's figures can be computed by SQL over the raw metrics."""
+"""Data for the dashboard's tests: stored by SQL, for figures that can be computed from the raw metrics."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,8 @@ DAY = datetime(2024, 8, 5, tzinfo=UTC)
 HOSTILE = "<img src=x onerror=alert(1)>"
 FORMULA = '=HYPERLINK("http://example.com")'
 NAMES = (HOSTILE, FORMULA, "Ada Mensah", "ada lovelace", "Benoît Lefèvre", "Zoë van Dijk", "Mei Lin")
+
+IN_RANGE, IN_ALL = "782", "810"  # metrics in browser.RANGE, and in all
 
 # Seven users, each with a session a day on five days, half of them over an hour's or a day's end; 30 metrics each.
 FILL = (

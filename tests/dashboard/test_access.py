@@ -108,10 +108,9 @@ def test_every_transaction_is_read_only_and_bounded(board: Board) -> None:
     reader = Reader(read_database({"DATABASE_URL": board.database_url}))
 
     def shown() -> list[str]:
-        return [
-            reader._run(lambda session: str(next(iter(session.row(f"SHOW {name}").values()))), time.monotonic() + 5)
-            for name in ("transaction_read_only", "statement_timeout", "transaction_isolation", "timezone")
-        ]
+        names = ("transaction_read_only", "statement_timeout", "transaction_isolation", "timezone")
+        query = "SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in names)
+        return list(reader._run(lambda session: session.row(query), time.monotonic() + 5).values())
 
     assert shown() == ["on", "5s", "repeatable read", "UTC"]
     with pytest.raises(Exception, match="unavailable"):

@@ -17,7 +17,7 @@ ORDERS = [sign + name for name in ("name", "talk_time", "sessions", "sentiment",
 def pages(board: Board, name: str, key: str, **parameters: Any) -> list[Any]:
     """All items, page by page."""
     found: list[Any] = []
-    after = {}
+    after: dict[str, str] = {}
     while True:
         reply = read(board.server, name, **parameters, **after)
         found += reply[key]

@@ -10,7 +10,6 @@ from metrics_ingest.dashboard.parameters import DAY, HOUR, Parameters, Range
 from metrics_ingest.dashboard.reader import Row, Session
 
 PARAMETERS = ("from", "to")
-FEW_DAYS = 3 * DAY
 DELAY_SAMPLE = 3_000  # metrics
 DELAY_ALL = 5_000  # up to so many metrics in the range are all looked at
 MOST_REFUSED = 100_000  # counted by code, the newest first
@@ -52,22 +51,31 @@ TYPES = """
 TYPES_OF_HOURS = TYPES.format(buckets=HOURS)
 TYPES_OF_ANY_RANGE = TYPES.format(buckets=HOURS + ENDS)
 
-# Exact for any range: where a day of the summary lies across an end of it, the first or the last metric of that day says
-# whether there is one inside. Only a day that begins before the range and ends after it needs a look at the metrics.
-ACTIVE = """
-    day >= CAST(:first_day AS date) AND day < CAST(:end_day AS date)
-    AND last_at >= CAST(:start AS timestamptz) AND first_at < CAST(:end AS timestamptz)
-    AND (first_at >= CAST(:start AS timestamptz) OR last_at < CAST(:end AS timestamptz) OR EXISTS (
-        SELECT FROM metrics
-        WHERE metrics.user_id = user_day_rollup.user_id
-          AND timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)))
+# Users of the days at the ends of a range. Where such a day lies across an end, its first or its last metric says
+# whether there is one inside. Only for a day that begins before the range and ends after it the metrics are looked at.
+USERS_OF_END_DAYS = """
+    SELECT DISTINCT user_id
+    FROM user_day_rollup
+    WHERE day IN (CAST(:first_day AS date), CAST(:last_day AS date))
+      AND last_at >= CAST(:start AS timestamptz) AND first_at < CAST(:end AS timestamptz)
+      AND (first_at >= CAST(:start AS timestamptz) OR last_at < CAST(:end AS timestamptz) OR EXISTS (
+          SELECT FROM metrics
+          WHERE metrics.user_id = user_day_rollup.user_id
+            AND timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)))
 """
-USERS_OF_FEW_DAYS = f"SELECT count(DISTINCT user_id) AS users FROM user_day_rollup WHERE {ACTIVE}"
-# LATERAL with LIMIT looks each user up by the primary key, and stops at the first day. Counting distinct users of 90 days
-# reads 1 million rows, and takes ten times as long.
-USERS_OF_MANY_DAYS = f"""
-    SELECT count(*) AS users FROM users, LATERAL (
-        SELECT FROM user_day_rollup WHERE user_day_rollup.user_id = users.user_id AND {ACTIVE} LIMIT 1) AS activity
+# LATERAL with LIMIT looks each user up in the primary key alone, and stops at the first day: 10,000 look-ups. Counting
+# the distinct users of 90 days reads a million entries.
+BETWEEN = """
+    SELECT true AS found FROM user_day_rollup
+    WHERE user_day_rollup.user_id = {user}.user_id AND day > CAST(:first_day AS date) AND day < CAST(:last_day AS date)
+    LIMIT 1
+"""
+USERS_OF_TWO_DAYS = f"SELECT count(*) AS users FROM ({USERS_OF_END_DAYS}) AS active"
+USERS = f"""
+    SELECT (SELECT count(*) FROM users, LATERAL ({BETWEEN.format(user="users")}) AS day)
+         + (SELECT count(*) FROM ({USERS_OF_END_DAYS} OFFSET 0) AS active
+            LEFT JOIN LATERAL ({BETWEEN.format(user="active")}) AS day ON true
+            WHERE found IS NULL) AS users
 """
 SESSIONS = """
     SELECT count(*) AS sessions FROM sessions
@@ -91,6 +99,11 @@ REFUSED = """
           ORDER BY received_at DESC LIMIT :most) AS kept, unnest(codes) AS code
     GROUP BY code
     ORDER BY refused DESC, code
+"""
+VERSION = """
+    SELECT refreshed_at::text || ' ' || seen_xid::text || ' '
+           || (SELECT count(*) || ' ' || COALESCE(max(hour)::text, '') FROM summary_repairs) AS version
+    FROM summary_state
 """
 # COALESCE evaluates its arguments one after the other: the block-range index makes the first ones cheap.
 FRESHNESS = """
@@ -119,6 +132,7 @@ def plan(parameters: Parameters) -> Any:
 
 def overview(session: Session, wanted: Range) -> Row:
     """All figures of the range."""
+    version = version_of(session)
     types = types_in(session, wanted)
     metrics = sum(row["metrics"] for row in types)
     refused = session.rows(REFUSED, start=wanted.start, end=wanted.end, most=MOST_REFUSED)
@@ -126,7 +140,7 @@ def overview(session: Session, wanted: Range) -> Row:
         "from": wanted.start,
         "to": wanted.end,
         "metrics": metrics,
-        "users": users_in(session, wanted),
+        "users": session.remember(("users", wanted, version), lambda: users_in(session, wanted)),
         **session.row(SESSIONS, start=wanted.start, end=wanted.end),
         "types": types,
         "delay": delay_in(session, wanted, metrics),
@@ -152,11 +166,18 @@ def types_in(session: Session, wanted: Range) -> list[Row]:
 def users_in(session: Session, wanted: Range) -> int:
     """How many users have a metric in the range."""
     days = wanted.outward(DAY)
-    sql = USERS_OF_FEW_DAYS if days.length <= FEW_DAYS else USERS_OF_MANY_DAYS
-    users: int = session.row(
-        sql, first_day=days.start, end_day=days.end, start=wanted.start, end=wanted.end
-    )["users"]  # fmt: skip
+    sql = USERS if days.length > 2 * DAY else USERS_OF_TWO_DAYS
+    row = session.row(
+        sql, first_day=days.start, last_day=days.end - DAY, start=wanted.start, end=wanted.end
+    )  # fmt: skip
+    users: int = row["users"]
     return users
+
+
+def version_of(session: Session) -> str:
+    """What changes with every change of the summaries: a refresh, or an erasure, which leaves hours to be repaired."""
+    version: str | None = session.row(VERSION)["version"]
+    return version or ""
 
 
 def delay_in(session: Session, wanted: Range, metrics: int) -> Row:

@@ -18,9 +18,10 @@ from metrics_ingest.storage.driver import cause_of, close_socket, connect, trans
 STATEMENT_TIMEOUT_S = 5
 CONNECT_AND_ANSWER_S = 7.0  # for each read of the socket: more than a statement may take, so the server cancels first
 MAX_WAITING = 32
+MOST_REMEMBERED = 500  # results
 MAX_WAIT_S = 10.0  # a request that waited longer is refused instead of read: its client has given up, or soon will
 
-# Repeatable read, so that the queries of one reply agree. SET LOCAL, because a pooler may give another session next time.
+# Repeatable read, so that the queries of a reply agree. SET LOCAL, because a pooler may give another session next time.
 BEGIN = f"""
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s';
@@ -58,8 +59,21 @@ class TooManyReaders(Overloaded):
 class Session:
     """One read-only transaction; valid inside the function that is given to `Reader.read`."""
 
-    def __init__(self, connection: pg8000.native.Connection) -> None:
+    def __init__(self, connection: pg8000.native.Connection, remembered: dict[object, Any]) -> None:
         self._connection = connection
+        self._remembered = remembered
+
+    def remember(self, key: object, compute: Callable[[], Result]) -> Result:
+        """The result of `compute`, from the last time that it was computed under this key, if it was.
+
+        The key must change with everything that the result depends on.
+        """
+        if key not in self._remembered:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+            self._remembered[key] = compute()
+        result: Result = self._remembered[key]
+        return result
 
     def rows(self, sql: str, **parameters: Any) -> list[Row]:
         """Run one query and return its rows by column name."""
@@ -81,6 +95,7 @@ class Reader:
         self._executor = ThreadPoolExecutor(1, "dashboard")
         self._connection: pg8000.native.Connection | None = None
         self._waiting = 0
+        self._remembered: dict[object, Any] = {}
 
     async def read(self, query: Callable[[Session], Result]) -> Result:
         """Call `query` in the reading thread, in a read-only transaction, and return its result.
@@ -114,7 +129,7 @@ class Reader:
             if self._connection is None:
                 self._connection = connect(self._database, CONNECT_AND_ANSWER_S)
             self._connection.run(BEGIN)
-            result = query(Session(self._connection))
+            result = query(Session(self._connection, self._remembered))
             self._connection.run("COMMIT")
             finished = True
             return result

@@ -1,7 +1,7 @@
 """`make demo`: two weeks of believable data of 40 users, through the public API of a running `make run`.
 
-The data of a day depends on its date alone, ids included, so that a second run stores nothing twice and a run on the next
-day adds that day.
+The data of a day depends on its date alone, ids included, so that a second run stores nothing twice, and a run on the
+next day adds that day.
 """
 
 import gzip
@@ -34,11 +34,11 @@ ADD_CUSTOM_TYPE = """
     ON CONFLICT DO NOTHING
 """
 NAMES = (
-    "Ada Mensah", "Aiko Tanaka", "Alejandra Ruiz", "Amir Haddad", "Anna Kowalska", "Benoît Lefèvre", "Bilal Aydın",
+    "Ada Mensah", "Aiko Tanaka", "Alejandra Ruiz", "Amir Haddad", "Anna Kowalska", "Benoît Lefèvre", "Bilal Aydin",
     "Carla Esposito", "Chidi Okafor", "Chloé Martin", "Daniel Weiss", "Dina Rahman", "Elif Demir", "Emil Sørensen",
     "Fatou Diallo", "Felix Braun", "Greg Miller", "Hanna Virtanen", "Ines Almeida", "Ivan Petrov", "Jana Nováková",
     "João Pereira", "Kavya Iyer", "Lars Lindqvist", "Leila Karimi", "Linh Nguyen", "Marco Ricci", "Maya Cohen",
-    "Mei Lin", "Niamh O’Brien", "Noah Fischer", "Olga Shevchenko", "Pablo García", "Priya Sharma", "Rosa Jiménez",
+    "Mei Lin", "Niamh O'Brien", "Noah Fischer", "Olga Shevchenko", "Pablo García", "Priya Sharma", "Rosa Jiménez",
     "Samir Patel", "Sofia Papadaki", "Thabo Nkosi", "Yuki Sato", "Zoë van Dijk",
 )  # fmt: skip
 
@@ -83,7 +83,7 @@ def add_custom_type() -> None:
     connection = connect(read_database({"DATABASE_URL": os.environ.get("DATABASE_URL") or running_url()}), 10)
     try:
         connection.run(ADD_CUSTOM_TYPE, name=CUSTOM_TYPE)
-    except pg8000.native.DatabaseError as error:
+    except (pg8000.native.DatabaseError, OSError) as error:
         raise SystemExit(f"metrics-ingest: cannot register {CUSTOM_TYPE}: {error}") from None
     finally:
         connection.close()

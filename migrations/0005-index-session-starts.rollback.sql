@@ -1,0 +1,1 @@
+DROP INDEX sessions_start_time_brin;
