@@ -30,8 +30,8 @@ FILL = (
            CASE kind WHEN 'talked_time' THEN (n * 37 % 100) / 4.0 WHEN 'voice_sentiment' THEN (n * 13 % 21 - 10) / 10.0
                      WHEN 'reaction_time' THEN n * 71 % 900 ELSE (n * 5 % 7 < 4)::int END,
            start_time + n * interval '163 seconds' + (n * 31 % 50) * interval '120 milliseconds'
-    FROM (SELECT *, (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment', 'reaction_time'])[1 + n % 5]
-                    AS kind
+    FROM (SELECT *, (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment', 'reaction_time'])
+                    [1 + n % 5] AS kind
           FROM sessions, generate_series(0, 29) AS n) AS metric
     """,
     """
@@ -39,7 +39,8 @@ FILL = (
     SELECT CAST(:day AS timestamptz) + n * interval '7 hours', 'ingest_batch', 'web',
            CASE n % 3 WHEN 0 THEN ARRAY['unknown_user'] WHEN 1 THEN ARRAY['value_out_of_range', 'unknown_user']
                 ELSE ARRAY['malformed_json'] END,
-           'detail ' || n, CASE n % 3 WHEN 2 THEN '\\xff00'::bytea ELSE convert_to('{"n": ' || n || '}', 'UTF8') END, 9000
+           'detail ' || n,
+           CASE n % 3 WHEN 2 THEN '\\xff00'::bytea ELSE convert_to('{"n": ' || n || '}', 'UTF8') END, 9000
     FROM generate_series(1, 12) AS n
     """,
     "SELECT refresh_summaries()",

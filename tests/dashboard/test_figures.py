@@ -108,8 +108,8 @@ def test_series_of_a_user_equals_the_raw_metrics(board: Board) -> None:
         end=(DAY + timedelta(days=9)).isoformat(),
     )  # fmt: skip
     assert reply["points"] == board.sql(
-        "SELECT extract(epoch FROM date_trunc('day', timestamp, 'UTC'))::bigint AS at, sum(value), count(*) FROM metrics"
-        " WHERE user_id = :user AND metric_type = 'talked_time' GROUP BY at ORDER BY at", user=user,
+        "SELECT extract(epoch FROM date_trunc('day', timestamp, 'UTC'))::bigint AS at, sum(value), count(*)"
+        " FROM metrics WHERE user_id = :user AND metric_type = 'talked_time' GROUP BY at ORDER BY at", user=user,
     )  # fmt: skip
 
 
@@ -143,7 +143,8 @@ def test_users_equal_the_raw_metrics(board: Board) -> None:
     reply = read(board.server, "users", start=start.isoformat(), end=end.isoformat(), metric_type="reaction_time")
     rows = board.sql(
         "SELECT user_id::text, count(*), sum(value) FILTER (WHERE metric_type = 'talked_time'),"
-        " avg(value) FILTER (WHERE metric_type = 'voice_sentiment'), avg(value) FILTER (WHERE metric_type = 'reaction_time'),"
+        " avg(value) FILTER (WHERE metric_type = 'voice_sentiment'),"
+        " avg(value) FILTER (WHERE metric_type = 'reaction_time'),"
         " max(timestamp) FROM metrics WHERE timestamp >= :a AND timestamp < :b GROUP BY user_id",
         a=DAY, b=DAY + timedelta(days=3),
     )  # fmt: skip
@@ -169,7 +170,8 @@ def test_session_is_its_summary_and_its_raw_metrics(board: Board) -> None:
         " ORDER BY timestamp, metric_id", s=session,
     )  # fmt: skip
     assert [[datetime.fromisoformat(metric["timestamp"]), metric["metric_type"], metric["value"],
-             datetime.fromisoformat(metric["received_at"]), metric["metric_id"]] for metric in reply["metrics"]] == rows  # fmt: skip
+             datetime.fromisoformat(metric["received_at"]), metric["metric_id"]]
+            for metric in reply["metrics"]] == rows  # fmt: skip
     assert (reply["more"], reply["summary"]["metric_count"]) == (False, 30)
     talked = sum(row[2] for row in rows if row[1] == "talked_time")
     assert reply["summary"]["talked_time_s"] == approx(talked)

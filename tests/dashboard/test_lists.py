@@ -53,8 +53,11 @@ def test_missing_figure_is_last_in_both_directions_and_on_its_page(board: Board)
     user = "00000000-0000-4000-8000-0000000000{}"
     for number in range(10, 14):
         board.sql("INSERT INTO users (user_id, name) VALUES (CAST(:u AS uuid), 'Late')", u=user.format(number))
-        board.sql("INSERT INTO user_day_rollup SELECT CAST(:u AS uuid), '2025-01-01', :t, 1, :v, 1, 1, 1, now(), 1, now(), 1",
-                  u=user.format(number), t="voice_sentiment" if number < 12 else "talked_time", v=number / 20)  # fmt: skip
+        kind = "voice_sentiment" if number < 12 else "talked_time"
+        board.sql(
+            "INSERT INTO user_day_rollup SELECT CAST(:u AS uuid), '2025-01-01', :t, 1, :v, 1, 1, 1, now(), 1, now(), 1",
+            u=user.format(number), t=kind, v=number / 20,
+        )  # fmt: skip
     bounds = {"start": "2025-01-01T00:00:00Z", "end": "2025-01-02T00:00:00Z"}
     for order, numbers in (("sentiment", [10, 11]), ("-sentiment", [11, 10])):
         users = [item["user_id"] for item in pages(board, "users", "users", **bounds, order=order, limit=1)]
@@ -92,7 +95,8 @@ def test_what_is_added_meanwhile_moves_no_page(board: Board) -> None:
     """The newest come first: a refusal that arrives between two pages is on neither, and pushes nothing on."""
     first = read(board.server, "rejected", **WEEK, limit=4)
     board.sql("INSERT INTO rejected_metrics (received_at, route, codes, payload, payload_bytes)"
-              " VALUES (CAST(:at AS timestamptz), 'ingest', '{unknown_user}', '', 0)", at=DAY + timedelta(days=6))  # fmt: skip
+              " VALUES (CAST(:at AS timestamptz), 'ingest', '{unknown_user}', '', 0)",
+              at=DAY + timedelta(days=6))  # fmt: skip
     second = read(board.server, "rejected", **WEEK, limit=4, after=first["next"])
     board.sql("DELETE FROM rejected_metrics WHERE payload_bytes = 0")
     assert first["rejected"] + second["rejected"] == read(board.server, "rejected", **WEEK)["rejected"][:8]

@@ -18,8 +18,10 @@ Watch = Callable[..., Watched]
 BOUNDS = {"a": DAY, "b": DAY + timedelta(days=5)}
 FIGURES = """
     SELECT count(*), count(DISTINCT user_id), count(DISTINCT (user_id, session_id)),
-           sum(value) FILTER (WHERE metric_type = 'talked_time'), avg(value) FILTER (WHERE metric_type = 'microphone_used'),
-           avg(value) FILTER (WHERE metric_type = 'speaker_used'), avg(value) FILTER (WHERE metric_type = 'voice_sentiment')
+           sum(value) FILTER (WHERE metric_type = 'talked_time'),
+           avg(value) FILTER (WHERE metric_type = 'microphone_used'),
+           avg(value) FILTER (WHERE metric_type = 'speaker_used'),
+           avg(value) FILTER (WHERE metric_type = 'voice_sentiment')
     FROM metrics WHERE timestamp >= :a AND timestamp < :b
 """
 
@@ -58,7 +60,8 @@ def test_overview_shows_the_figures_of_the_raw_metrics(board: Board, watch: Watc
         "SELECT count(*) FROM rejected_metrics, unnest(codes) WHERE received_at < :b", b=BOUNDS["b"]
     )
     assert tiles(page) == {
-        "Metrics": f"{metrics:,}", "Active users": f"{users:,}", "Sessions": f"{sessions:,}", "Talk time": duration(talked),
+        "Metrics": f"{metrics:,}", "Active users": f"{users:,}", "Sessions": f"{sessions:,}",
+        "Talk time": duration(talked),
         "Microphone used": f"{microphone:.1%}".replace("%", " %"), "Speaker used": f"{speaker:.1%}".replace("%", " %"),
         "Mean sentiment": score(mood), "Refused": str(refused),
     }  # fmt: skip
@@ -163,7 +166,8 @@ def test_users_are_searched_sorted_and_lead_to_their_sessions(board: Board, watc
     expect(page.locator("th[aria-sort=descending]")).to_have_text("Talk time")
     watched.settle()
     talked = board.sql(
-        "SELECT sum(value) FROM metrics WHERE metric_type = 'talked_time' AND timestamp < :b GROUP BY user_id ORDER BY 1 DESC",
+        "SELECT sum(value) FROM metrics WHERE metric_type = 'talked_time' AND timestamp < :b"
+        " GROUP BY user_id ORDER BY 1 DESC",
         b=BOUNDS["b"],
     )
     assert [row.locator("td").first.inner_text() for row in page.locator("tbody tr").all()] == [
@@ -180,7 +184,8 @@ def test_users_are_searched_sorted_and_lead_to_their_sessions(board: Board, watc
     page.get_by_role("link", name="Mei Lin").click()
     expect(page.locator("h1")).to_have_text("Mei Lin")
     ((sessions, user),) = board.sql(
-        "SELECT count(*), user_id::text FROM sessions JOIN users USING (user_id) WHERE name = 'Mei Lin' GROUP BY user_id"
+        "SELECT count(*), user_id::text FROM sessions JOIN users USING (user_id)"
+        " WHERE name = 'Mei Lin' GROUP BY user_id"
     )
     expect(page.locator("tbody tr")).to_have_count(sessions)
     expect(page.locator(".id")).to_contain_text(user)

@@ -20,15 +20,15 @@ HOURS = """
         FROM type_hour_rollup
         WHERE hour >= CAST(:hours_start AS timestamptz) AND hour < CAST(:hours_end AS timestamptz)
 """
-ENDS = """
+END = """
         UNION ALL
         SELECT metric_type, count(*), sum(value), min(value), max(value), count(*) FILTER (WHERE value <> 0),
                max(timestamp), (array_agg(value ORDER BY timestamp DESC, user_id DESC, metric_id DESC))[1]
         FROM metrics
-        WHERE timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:hours_start AS timestamptz)
-           OR timestamp >= CAST(:hours_end AS timestamptz) AND timestamp < CAST(:end AS timestamptz)
+        WHERE timestamp >= CAST({start} AS timestamptz) AND timestamp < CAST({end} AS timestamptz)
         GROUP BY metric_type
 """
+ENDS = END.format(start=":start", end=":hours_start") + END.format(start=":hours_end", end=":end")
 TYPES = """
     WITH bucket AS ({buckets}),
     whole AS (

@@ -48,8 +48,8 @@ BUCKETS_OF_5_MINUTES = """
 # As one JSON value, which is decoded ten times as fast as rows: hours of 90 days are 2,000 points.
 SERIES = """
     SELECT COALESCE(json_agg(json_build_array(
-               at, summary_value(:aggregation, metric_count, total, lowest, highest, true_count, last_value), metric_count,
-               lowest, highest, true_count::float8 / metric_count) ORDER BY at), '[]') AS rows
+               at, summary_value(:aggregation, metric_count, total, lowest, highest, true_count, last_value),
+               metric_count, lowest, highest, true_count::float8 / metric_count) ORDER BY at), '[]') AS rows
     FROM ({buckets}) AS bucket
 """
 SERIES_BY_STEP = {
