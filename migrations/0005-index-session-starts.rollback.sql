@@ -1,1 +1,0 @@
-DROP INDEX sessions_start_time_brin;
