@@ -150,7 +150,6 @@ def test_queue_is_bounded_and_says_overloaded(board: Board, serve: Serve) -> Non
     release = threading.Timer(2, lambda: (blocker.run("ROLLBACK"), blocker.close()))
     release.start()
     count = MAX_WAITING + 8
-    # Each with a range of its own, for equal requests share an answer.
     with ThreadPoolExecutor(count) as pool:
         jobs = [
             pool.submit(

@@ -1,7 +1,7 @@
 // Charts by uPlot (vendor/): one way to draw bars, a line, an area, a line with its band, and lanes of on and off.
 /* global uPlot */
 
-import { dayOf, exactTime, utc, dateTime } from "./format.js";
+import { dayOf, exactTime, shortDateTime, utc } from "./format.js";
 import { h, setText } from "./dom.js";
 
 const FONT = "11px system-ui, sans-serif";
@@ -131,7 +131,7 @@ export class TimeChart {
       return;
     }
     const instant = new Date(this.xs[index] * 1000);
-    const when = this.step === "day" ? dayOf(instant) : this.step ? dateTime(instant) : exactTime(instant);
+    const when = this.step === "day" ? dayOf(instant) : this.step ? shortDateTime(instant) : exactTime(instant);
     const [low, high] = this.form === "band" ? [this.data[3][index], this.data[2][index]] : [null, null];
     const band = low === null || low === undefined ? "" : ` (${this.value(low)} to ${this.value(high)})`;
     setText(this.readout, `${this.value(this.values[index])}${band} · ${when}`);

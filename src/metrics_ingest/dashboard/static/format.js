@@ -3,6 +3,7 @@
 const LOCALE = "en-GB";
 const DATE_TIME = new Intl.DateTimeFormat(LOCALE, { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
 const DATE_TIME_SECONDS = new Intl.DateTimeFormat(LOCALE, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const SHORT_DATE_TIME = new Intl.DateTimeFormat(LOCALE, { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 const UTC_DAY = new Intl.DateTimeFormat(LOCALE, { weekday: "short", day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
 const WHOLE = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 0 });
 const TWO = new Intl.NumberFormat(LOCALE, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
@@ -91,6 +92,7 @@ export function age(seconds) {
   return `${count(seconds / 86_400)} days`;
 }
 
+export const shortDateTime = (instant) => SHORT_DATE_TIME.format(instant);
 export const dateTime = (instant) => DATE_TIME.format(instant);
 export const utc = (instant) => `${new Date(instant).toISOString().slice(0, 19).replace("T", " ")} UTC`;
 export const dayOf = (instant) => `${UTC_DAY.format(instant)} (UTC)`;

@@ -148,7 +148,7 @@ function firstMetric() {
   return empty("No metric is stored yet",
     h("p", {}, "Register a user, then send the first metric; it appears here within seconds."),
     command(`curl ${base}/users/ -H 'Content-Type: application/json' \\\n  -d '{"user_id":"${id}","name":"Greg"}'`),
-    command(`curl ${base}/ingest/ -H 'Content-Type: application/json' \\\n  -d '{"user_id":"${id}","metric_type":"talked_time","value":12.34,"timestamp":"${now}Z"}'`),
+    command(`curl ${base}/ingest/ -H 'Content-Type: application/json' \\\n  -d '{"user_id":"${id}",\n       "metric_type":"talked_time","value":12.34,"timestamp":"${now}Z"}'`),
     h("p", {}, "Or fill a local emulator with two weeks of data:"), command("make demo"));
 }
 
