@@ -13,7 +13,7 @@ import pg8000.native
 from metrics_ingest.dashboard.configuration import configuration
 from metrics_ingest.errors import Fault, Overloaded, StoreUnavailable
 from metrics_ingest.settings import Database
-from metrics_ingest.storage.driver import cause_of, close_socket, connect, translated
+from metrics_ingest.storage.driver import DatabaseSocket, connect, reason_of, sqlstate, translate
 
 STATEMENT_TIMEOUT_S = 5
 CONNECT_AND_ANSWER_S = 7.0  # for each read of the socket: more than a statement may take, so the server cancels first
@@ -136,7 +136,7 @@ class Reader:
         except pg8000.native.DatabaseError as error:
             raise _failure(error) from error
         except (pg8000.native.InterfaceError, OSError, struct.error) as error:
-            raise StoreUnavailable(cause_of(error)) from error
+            raise StoreUnavailable(reason_of(error)) from error
         finally:
             if not finished:
                 self._close()  # a new connection is known to have no open transaction
@@ -144,16 +144,15 @@ class Reader:
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            close_socket(connection)
+            DatabaseSocket(connection).close()
 
 
 def _failure(error: pg8000.native.DatabaseError) -> Exception:
-    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    state = str(fields.get("C", ""))
+    state = sqlstate(error)
     for code, advice in ADVICE.items():
         if state.startswith(code):
             return QueryFailed(state, advice)
-    return translated(error)
+    return translate(error)
 
 
 @cache

@@ -1,7 +1,5 @@
 """The function `dashboard`: which path is what, who may read, and the headers that every reply carries."""
 
-import hashlib
-import hmac
 import logging
 from functools import cache
 from http import HTTPStatus
@@ -15,6 +13,7 @@ from metrics_ingest.dashboard import api, page
 from metrics_ingest.dashboard.configuration import Configuration, configuration
 from metrics_ingest.dashboard.reader import reader
 from metrics_ingest.errors import CODES, Fault, RequestRefused
+from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.headers import Headers, combined
 from metrics_ingest.http.replies import Reply, problem
 
@@ -68,7 +67,7 @@ class Dashboard:
                 await reader().read(api.health)
                 return _status(database="ok")
             case ["api", name] if name in api.ENDPOINTS:
-                self._authenticate(headers)
+                authenticate(headers, self.configuration.read_keys)
                 return await api.answer(name, request.scope["query_string"])
             case ["static", *rest]:
                 if response := page.send("/".join(rest), headers):
@@ -94,22 +93,6 @@ class Dashboard:
         if b"text/html" in headers.get(b"accept", b""):
             return RedirectResponse(f"{NAME}/", 307)
         return _status(status="ok")
-
-    def _authenticate(self, headers: Headers) -> None:
-        """Raise RequestRefused unless the request has a read key. X-API-Key goes before Authorization."""
-        if not self.configuration.read_keys:
-            return
-        key = headers.get(b"x-api-key", b"")
-        if not key:
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            key = token.strip() if scheme.lower() == b"bearer" else b""
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(known.digest, digest) for known in self.configuration.read_keys]
-        if not key or not any(matches):
-            raise RequestRefused(
-                Fault("unauthorized", "send a read key (READ_KEYS) as X-API-Key or as Authorization: Bearer"),
-                headers={"WWW-Authenticate": "Bearer"},
-            )
 
 
 def _status(**facts: str) -> Response:
