@@ -11,6 +11,7 @@ from dashboard.conftest import Board
 from dashboard.data import DAY, FORMULA, get, read
 
 HOUR = timedelta(hours=1)
+METRIC = DAY + timedelta(minutes=205, seconds=100 + 3 * 163)  # of a user who has the next one 163 s later
 RANGES = {
     "midnights": (DAY, DAY + timedelta(days=3)),
     "everything": (DAY - timedelta(days=400), DAY + timedelta(days=400)),
@@ -19,6 +20,7 @@ RANGES = {
     "an hour and more": (DAY + timedelta(minutes=391), DAY + timedelta(minutes=481)),
     "nothing aligned": (DAY + timedelta(hours=3.21), DAY + timedelta(hours=77.77)),
     "within a day": (DAY + timedelta(hours=3.4), DAY + timedelta(hours=20.1)),
+    "between two metrics": (METRIC + timedelta(seconds=1), METRIC + timedelta(seconds=162)),
     "empty": (DAY - timedelta(days=9, hours=1.5), DAY - timedelta(days=8)),
 }
 TYPES = """

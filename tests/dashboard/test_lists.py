@@ -22,6 +22,7 @@ def pages(board: Board, name: str, key: str, **parameters: Any) -> list[Any]:
         reply = read(board.server, name, **parameters, **after)
         found += reply[key]
         assert len(reply[key]) <= parameters["limit"]
+        assert len(found) < 100, "the pages never end"
         if reply["next"] is None:
             return found
         after = {"after": reply["next"]}
