@@ -16,7 +16,7 @@ PREFLIGHT: Fields = [
 ]
 EXPOSED = (
     b"access-control-expose-headers",
-    b"Metric-Id, Idempotent-Replayed, Preference-Applied, Retry-After, WWW-Authenticate",
+    b"Date, Idempotent-Replayed, Metric-Id, Preference-Applied, Retry-After, WWW-Authenticate",
 )
 VARY = (b"vary", b"Origin")
 

@@ -1,0 +1,18 @@
+// Writes metrics-ingest.js (ES module) and metrics-ingest.classic.js (for <script src>) from source/metrics-ingest.js.
+// It removes comments and white space, and nothing else: the source ends every statement with a semicolon.
+import { readFileSync, writeFileSync } from "node:fs";
+
+const here = (name) => new URL(name, import.meta.url);
+const source = readFileSync(here("source/metrics-ingest.js"), "utf8");
+const { version } = JSON.parse(readFileSync(here("package.json"), "utf8"));
+const banner = `// metrics-ingest ${version}, MIT licence; built from source/metrics-ingest.js\n`;
+
+// Strings, templates and regular expressions stay as they are; so does one space between two words.
+const token = /("(?:[^"\\]|\\.)*"|`(?:[^`\\]|\\.)*`|(?<=\()\/(?![/*])(?:[^/\\\n[]|\\.|\[[^\]]*\])+\/)|\/\/.*|\s*([^\w\s$"`/]|\/(?!\/))\s*|\s+/g;
+const short = source
+  .replace(/\s*\/\/ .*$/gm, "")
+  .replace(token, (_, literal, sign) => literal ?? sign ?? " ")
+  .trim();
+
+writeFileSync(here("metrics-ingest.js"), `${banner}${short}\n`);
+writeFileSync(here("metrics-ingest.classic.js"), `${banner}(()=>{${short.replace("export function", "function")};globalThis.MetricsIngest={createClient}})();\n`);
