@@ -26,12 +26,14 @@ FILES = ROOT / "clients" / "browser"
 PAGE = b"""<!doctype html><title>page</title><script type="module">
 import { createClient } from "/metrics-ingest.js";
 self.begin = (options) => {
-  const client = createClient({
+  const tell = (path, value) => // again and again, because a test takes the network away
+    fetch(path, { method: "POST", keepalive: true, body: JSON.stringify(value) })
+      .catch(() => setTimeout(tell, 100, path, value));
+  self.client = createClient({
     ...options,
-    onRejected: (report) => fetch("/reports", { method: "POST", keepalive: true, body: JSON.stringify(report) }),
-    onDropped: (count) => fetch("/drops", { method: "POST", keepalive: true, body: JSON.stringify(count) }),
+    onRejected: (report) => tell("/reports", report),
+    onDropped: (count) => tell("/drops", count),
   });
-  return self.client = client;
 };
 self.ready = true;
 </script>"""

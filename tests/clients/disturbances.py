@@ -101,6 +101,16 @@ def no_answer(handler: BaseHTTPRequestHandler, _pass_on: Callable[[], object]) -
     handler.close_connection = True
 
 
+def stalled(seconds: float) -> Disturbance:
+    """Make a disturbance: the connection breaks without an answer after so many seconds."""
+
+    def trouble(handler: BaseHTTPRequestHandler, _pass_on: Callable[[], object]) -> None:
+        time.sleep(seconds)
+        handler.close_connection = True
+
+    return trouble
+
+
 def answer_lost(handler: BaseHTTPRequestHandler, pass_on: Callable[[], object]) -> None:
     """The batch is stored and the connection breaks before the answer."""
     pass_on()

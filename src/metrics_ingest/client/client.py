@@ -106,14 +106,15 @@ class Client:
         if user_id is None:
             raise ValueError("user_id is missing; give it to record() or to the client")
         metric_id = str(uuid.uuid4())
-        metric = {
+        metric: dict[str, object] = {
             "user_id": str(user_id),
             "metric_type": metric_type,
             "value": number,
             "timestamp": (timestamp or datetime.now(UTC)).isoformat(),
-            "session_id": None if session_id is None else str(session_id),
             "metric_id": metric_id,
         }
+        if session_id is not None:
+            metric["session_id"] = str(session_id)
         text = json.dumps(metric)
         dropped = 0
         with self._changed:
