@@ -51,7 +51,7 @@ class Site:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 name = self.path.strip("/").partition("?")[0]
-                body = (FILES / name).read_bytes() if name.endswith(".js") else PAGE
+                body = (FILES / name).read_bytes() if name.endswith((".js", ".html")) else PAGE
                 self.send_response(200)
                 self.send_header("Content-Type", "text/javascript" if name.endswith(".js") else "text/html")
                 self.send_header("Content-Length", str(len(body)))

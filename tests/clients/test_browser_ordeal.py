@@ -8,8 +8,10 @@ from playwright.sync_api import BrowserContext, Page, Playwright
 
 from clients.browsers import Chromium, Scene, Site, User, record, wait_for
 from clients.disturbances import Proxy
-from clients.mortal import Function, running
+from clients.restartable import Function, running
 from support.processes import Postgres
+
+pytestmark = pytest.mark.slow
 
 STEPS = 100
 EACH = 20  # metrics a step, one of which is refused

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from clients.browsers import User
-from clients.mortal import running
+from clients.restartable import running
 from support.processes import Postgres, eventually
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import os, sys, threading, time
