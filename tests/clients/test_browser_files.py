@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Playwright
+from playwright.sync_api import BrowserContext, Playwright
 
-from clients.browsers import CHROMIUM, FILES, Scene, wait_for
+from clients.browsers import CHROMIUM, FILES, Scene, Site, User, wait_for
+from support.emulator import emulator
 
 BUILT = ("metrics-ingest.js", "metrics-ingest.classic.js")
 NODE = shutil.which("node")
@@ -47,6 +48,23 @@ def test_the_classic_script_makes_the_same_client(scene: Scene) -> None:
         {"url": scene.proxy.url, "userId": scene.user.id, "flushMs": 100},
     )
     wait_for(page, lambda: scene.user.values == [1])
+
+
+def test_the_three_lines_of_the_readme_work_with_the_emulator(
+    context: BrowserContext, site: Site, database_url: str
+) -> None:
+    """From a page of another origin that CORS_ORIGINS allows by a pattern."""
+    html = (FILES / "README.md").read_text().partition("```html\n")[2].partition("```")[0]
+    user = User(database_url)
+    with emulator(DATABASE_URL=database_url, CORS_ORIGINS="http://127.0.0.1:*") as server:
+        for old, new in (("http://localhost:8000", server.url), ("b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d", user.id)):
+            assert old in html
+            html = html.replace(old, new)
+        page = context.new_page()
+        page.goto(site.url)
+        page.set_content(html)
+        page.click("button")
+        wait_for(page, lambda: user.values == [12.5])
 
 
 def test_the_voice_example_records_what_the_microphone_hears(playwright: Playwright, scene: Scene) -> None:
