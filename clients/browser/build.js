@@ -5,7 +5,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 const here = (name) => new URL(name, import.meta.url);
 const source = readFileSync(here("source/metrics-ingest.js"), "utf8");
 const { version } = JSON.parse(readFileSync(here("package.json"), "utf8"));
-const banner = `// metrics-ingest ${version}, Apache-2.0; built from source/metrics-ingest.js\n`;
+const banner = `// metrics-ingest ${version}, Apache-2.0\n`;
 
 // Strings, templates and regular expressions stay as they are; so does one space between two words.
 const token = /("(?:[^"\\]|\\.)*"|`(?:[^`\\]|\\.)*`|(?<=\()\/(?![/*])(?:[^/\\\n[]|\\.|\[[^\]]*\])+\/)|\/\/.*|\s*([^\w\s$"`/]|\/(?!\/))\s*|\s+/g;

@@ -183,6 +183,14 @@ def record(page: Page, *values: float) -> None:
     page.evaluate("values => { for (const value of values) client.record('talked_time', value) }", values)
 
 
+def hide(page: Page) -> None:
+    """Tell the page that it is hidden, because headless Chromium never hides one."""
+    page.evaluate("""() => {
+      Object.defineProperty(document, "hidden", { value: true, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
+    }""")
+
+
 def wait_for(page: Page, condition: Callable[[], Any], timeout_s: float = 20) -> Any:
     """Poll while the page's events are served."""
     deadline = time.monotonic() + timeout_s

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Playwright
 
-from clients.browsers import CHROMIUM, Scene, record, wait_for
+from clients.browsers import CHROMIUM, Scene, hide, record, wait_for
 from support.processes import eventually
 
 
@@ -87,23 +87,18 @@ def test_what_the_page_records_while_it_goes_is_handed_over(scene: Scene) -> Non
     page = scene.open(flushMs=60_000)
     page.evaluate("""() => {
       addEventListener("pagehide", () => client.record("talked_time", 1));
-      document.addEventListener("visibilitychange", () => client.record("talked_time", 2));
+      addEventListener("visibilitychange", () => client.record("talked_time", 2));
+      addEventListener("unload", () => client.record("talked_time", 3));
     }""")
     page.goto("about:blank")
-    eventually(lambda: scene.user.values == [1, 2])
-
-
-HIDE = """() => {
-  Object.defineProperty(document, "hidden", { value: true, configurable: true });
-  document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
-}"""  # headless Chromium never hides a page by itself
+    eventually(lambda: scene.user.values == [1, 2, 3])
 
 
 def test_a_hidden_page_hands_over_in_pieces_below_64_kb(scene: Scene) -> None:
     page = scene.open(flushMs=60_000, maxBatch=2000)
     page.wait_for_timeout(300)
     record(page, *range(1000))
-    page.evaluate(HIDE)
+    hide(page)
     wait_for(page, lambda: len(scene.user.values) == 1000)
     assert len(scene.proxy.requests) > 3
     assert max(request.size for request in scene.proxy.requests) < 65536

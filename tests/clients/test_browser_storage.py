@@ -9,7 +9,8 @@ from clients.disturbances import answer_lost, no_answer
 from support.processes import eventually
 
 
-def test_a_recorded_metric_is_written_before_the_second_next_frame(scene: Scene) -> None:
+def test_a_recorded_metric_is_written_within_a_frame(scene: Scene) -> None:
+    """The first callback is the end of the frame under way, the second that of a whole one."""
     scene.proxy.down = True
     page = scene.open()
     page.wait_for_timeout(500)

@@ -1,6 +1,6 @@
 // Records metrics and delivers each of them to metrics-ingest exactly once. How and why: docs/clients.md.
 // Times are milliseconds.
-const HOUR = 36e5, DAY = 864e5;
+const HOUR = 36e5;
 const PIECE = 6e4; // bytes: a browser refuses keepalive bodies of more than 64 KiB in flight
 
 const result = (source) => new Promise((resolve, reject) => {
@@ -147,7 +147,7 @@ export function createClient({
       const date = Date.parse(response.headers.get("date"));
       if (date) {
         drift = date - Date.now();
-        if (offset ? Math.abs(drift) < 6e4 : Math.abs(drift) > DAY) offset = offset ? 0 : drift;
+        if (offset ? Math.abs(drift) < 6e4 : Math.abs(drift) > 24 * HOUR) offset = offset ? 0 : drift;
       }
       const after = response.headers.get("retry-after");
       const pause = after >= 0 ? after * 1e3 : Date.parse(after) - Date.now() - drift;
@@ -206,9 +206,10 @@ export function createClient({
     ? navigator.locks.request(name, { signal: AbortSignal.timeout?.(6e4) }, drain).catch(drain)
     : drain());
 
-  // Send this page's own lines at once, without the lock, which a page that closes cannot wait for.
+  // Send this page's own lines at once, without the lock, which a page that closes cannot wait for. Only a page that
+  // is going away sends before the function's pause is over.
   const handOver = async () => {
-    for (let going = !stopped; going;) {
+    for (let going = !stopped && (leaving || Date.now() > pausedUntil); going;) {
       const piece = [];
       let size = 0;
       for (const line of mine.keys()) {
