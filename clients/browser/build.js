@@ -1,5 +1,5 @@
 // Writes metrics-ingest.js (ES module) and metrics-ingest.classic.js (for <script src>) from source/metrics-ingest.js.
-// It removes comments and white space, and nothing else: the source ends every statement with a semicolon.
+// It removes comments, white space and optional punctuation; it relies on the source to end every statement with a semicolon.
 import { readFileSync, writeFileSync } from "node:fs";
 
 const here = (name) => new URL(name, import.meta.url);
@@ -12,6 +12,8 @@ const token = /("(?:[^"\\]|\\.)*"|`(?:[^`\\]|\\.)*`|(?<=\()\/(?![/*])(?:[^/\\\n[
 const short = source
   .replace(/\s*\/\/ .*$/gm, "")
   .replace(token, (_, literal, sign) => literal ?? sign ?? " ")
+  .replace(/;}/g, "}")
+  .replace(/(?<!\w)\((\w+)\)=>/g, "$1=>") // not after a word: async (x) =>
   .trim();
 
 writeFileSync(here("metrics-ingest.js"), `${banner}${short}\n`);

@@ -216,6 +216,10 @@ def script(proxy: Proxy, user: User, body: str) -> subprocess.Popen[str]:
             "record(1)\np = multiprocessing.get_context('fork').Process(target=record, args=(2,))\np.start(); p.join()",
             [1, 2], 0, id="multiprocessing",
         ),
+        pytest.param(
+            "p = multiprocessing.get_context('fork').Pool(2)\np.map(record, range(20)); p.terminate(); p.join()",
+            list(range(20)), 0, id="multiprocessing.Pool, which sends SIGTERM twice",
+        ),
         pytest.param("import atexit; atexit.register(record, 1)", [1], 0, id="recorded by atexit"),
         pytest.param(
             "t = threading.Thread(target=lambda: (time.sleep(0.3), record(1)))\nt.start()", [1], 0, id="a thread's last"

@@ -1,7 +1,6 @@
 // Records metrics and delivers each of them to metrics-ingest exactly once. How and why: docs/clients.md.
-// Times are milliseconds.
-const HOUR = 36e5;
-const PIECE = 6e4; // bytes: a browser refuses keepalive bodies of more than 64 KiB in flight
+// Milliseconds; and bytes: a browser refuses keepalive bodies of more than 64 KiB in flight.
+const HOUR = 36e5, PIECE = 6e4;
 
 const result = (source) => new Promise((resolve, reject) => {
   source.onsuccess = source.oncomplete = () => resolve(source.result);
@@ -29,17 +28,17 @@ export function createClient({
   // written, Infinity when that failed and it is sent from here.
   const mine = new Map();
   const flying = new Set(); // lines in keepalive requests, which outlive the page
-  let fresh = [], recorded = 0, limit = maxBatch, failures = 0, pausedUntil = 0, offset = 0, drift = 0;
-  let connection, timer, stopped, leaving, closed, tail = Promise.resolve();
+  let fresh = [], limit = maxBatch, failures = 0, resumeAt = 0, offset = 0, drift = 0;
+  let opening, timer, stopped, leaving, closed, tail = Promise.resolve();
 
-  const open = () => connection ??= new Promise((resolve, reject) => {
+  const open = () => opening ??= new Promise((resolve, reject) => {
     setTimeout(reject, 5e3); // because Safari has left this unanswered
     const request = indexedDB.open(name, 1);
     request.onupgradeneeded = () => request.result.createObjectStore("queue", { autoIncrement: true });
     result(request).then((db) => {
       db.onclose = db.onversionchange = () => { // the site's data is being deleted
         db.close();
-        connection = undefined;
+        opening = null;
         mine.forEach((_, line) => mine.set(line, Infinity));
       };
       resolve(db);
@@ -99,7 +98,7 @@ export function createClient({
       const [store, all] = await begin("readonly");
       const requests = [store.getAllKeys(all, limit), store.getAll(all, limit), store.get(0)];
       [keys, lines, pause] = await Promise.all(requests.map(result));
-      pausedUntil = Math.max(pausedUntil, pause || 0);
+      resumeAt = Math.max(resumeAt, pause || 0);
       for (const [line, key] of mine) if (key < (keys[0] ?? Infinity)) mine.delete(line); // another tab's work
     } catch {}
     for (const [line, key] of mine) if (key == Infinity && lines.length < limit) lines.push(line);
@@ -184,8 +183,8 @@ export function createClient({
     const wait = (pause > 0 ? pause : Math.min(1e3 * 2 ** failures++, 6e4)) * (1 + Math.random());
     arm(wait);
     if (pause > 0) {
-      pausedUntil = Date.now() + wait;
-      begin().then(([store]) => store.put(pausedUntil, 0)).catch(() => 0);
+      resumeAt = Date.now() + wait;
+      begin().then(([store]) => store.put(resumeAt, 0)).catch(() => 0);
     }
     return false;
   };
@@ -194,7 +193,7 @@ export function createClient({
     while (!stopped) {
       const [lines, keys] = await read();
       if (!lines.length) return true;
-      const wait = pausedUntil - Date.now();
+      const wait = resumeAt - Date.now();
       if (wait > 0 && wait < 2 * HOUR) return arm(wait), false;
       if (!(await deliver(lines, keys))) break;
     }
@@ -209,7 +208,7 @@ export function createClient({
   // Send this page's own lines at once, without the lock, which a page that closes cannot wait for. Only a page that
   // is going away sends before the function's pause is over.
   const handOver = async () => {
-    for (let going = !stopped && (leaving || Date.now() > pausedUntil); going;) {
+    for (let going = !stopped && (leaving || Date.now() > resumeAt); going;) {
       const piece = [];
       let size = 0;
       for (const line of mine.keys()) {
@@ -233,7 +232,7 @@ export function createClient({
       mine.set(line);
       if (fresh.push(line) == 1) queueMicrotask(keep);
       if (leaving) queueMicrotask(handOver);
-      if (++recorded % maxBatch == 0 && !failures) flush();
+      if (mine.size % maxBatch == 0 && !failures) flush();
       else timer || arm(flushMs);
     } catch (error) {
       call(onRejected, { code: "invalid_value", detail: `${error}`, metric: null });
@@ -253,7 +252,7 @@ export function createClient({
     events.forEach((type) => removeEventListener(type, listen));
     const empty = await flush();
     clearTimeout(timer);
-    connection?.then((db) => db.close(), () => 0);
+    opening?.then((db) => db.close(), () => 0);
     return empty;
   };
 

@@ -57,7 +57,8 @@ class Client:
         on_rejected: gets `code`, `field`, `detail` and `metric` of a metric that was refused. `metric` is None when the
         whole request was, for example because of the key; the client then keeps its queue and sends no more.
         on_dropped: gets how many metrics were dropped, because more than `max_queue` waited (the oldest are dropped) or
-        because `close` had no more time. Both are called in the client's thread, and log a warning by default.
+        because `close` had no more time. Both log a warning by default; they are called in the client's thread, or in
+        the one that called `record` or `close`.
         exit_on_sigterm: while SIGTERM has its default action, which ends the process at once, replace it by
         `sys.exit(143)`, so that the queue is sent first.
         """
@@ -136,6 +137,8 @@ class Client:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Send what was recorded until now; return whether all of it was answered within the time."""
+        if threading.current_thread() is self._thread:
+            return False  # a callback cannot wait for the thread that it runs in
         with self._changed:
             last = self._flush_to = self._recorded
             self._changed.notify_all()
@@ -179,7 +182,7 @@ class Client:
         except RuntimeError:
             return
         self._thread = thread
-        process.follow_child(self)
+        process.follow_child()
 
     def _run(self) -> None:
         """Send until the client is closed, and nothing is left or the time is up."""

@@ -22,6 +22,7 @@ class Owner(Protocol):
 
 
 _owners: "weakref.WeakSet[Owner]" = weakref.WeakSet()
+_is_closing = threading.Event()
 
 
 def follow(owner: Owner) -> None:
@@ -29,25 +30,33 @@ def follow(owner: Owner) -> None:
     _owners.add(owner)
 
 
-def follow_child(owner: Owner) -> None:
-    """Close the owner at the end of a multiprocessing child, which ends without atexit."""
+def follow_child() -> None:
+    """Close all owners at the end of a multiprocessing child, which ends without atexit."""
     if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, owner.close, exitpriority=0)
+        multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
 
 
 def exit_on_sigterm() -> None:
     """Make SIGTERM end the process by SystemExit, so that atexit runs; a handler that is set already stays."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(*_: object) -> None:
+    """Handle SIGTERM. A second one, such as Pool.terminate sends, must not interrupt the closing."""
+    if not _is_closing.is_set():
+        sys.exit(128 + signal.SIGTERM)
 
 
 @atexit.register
 def _close_all() -> None:
+    _is_closing.set()
     for owner in list(_owners):
         owner.close()
 
 
 def _after_fork() -> None:
+    _is_closing.clear()
     for owner in list(_owners):
         owner.after_fork()
 
