@@ -135,11 +135,11 @@ def test_a_function_that_never_answers_is_given_up(scene: Scene) -> None:
 
 
 def test_offline_and_back_online(scene: Scene) -> None:
-    page = scene.open()
+    page = scene.open("Math.random = () => 0.999")  # so that it waits for 2, 4 and 8 seconds
     scene.context.set_offline(True)
     for value in range(3):
         record(page, value)
-        page.wait_for_timeout(1500)  # the wait has grown to seconds
+        page.wait_for_timeout(1000)
     assert scene.user.values == []
     scene.context.set_offline(False)
     wait_for(page, lambda: scene.user.values == [0, 1, 2], 1)
