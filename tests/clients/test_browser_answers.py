@@ -34,12 +34,13 @@ def test_metrics_that_are_refused_are_reported_once_by_code(scene: Scene) -> Non
 
 @pytest.mark.parametrize("trouble", [no_answer, answer_lost, answer_cut])
 def test_without_an_answer_the_same_metrics_are_sent_again(scene: Scene, trouble: Any) -> None:
+    """Three times, because Chromium itself repeats a request once when a connection that it used before is closed."""
     page = scene.visit()
-    scene.proxy.troubles = [trouble]
+    scene.proxy.troubles = [trouble] * 3
     scene.begin(page)
     record(page, 1, 2)
-    wait_for(page, lambda: len(scene.proxy.requests) >= 2 and len(scene.proxy.replies) >= 1)
-    assert scene.proxy.requests[0].lines == scene.proxy.requests[1].lines
+    wait_for(page, lambda: scene.proxy.replies)
+    assert all(request.lines == scene.proxy.requests[0].lines for request in scene.proxy.requests)
     assert scene.proxy.replies[0]["duplicates"] == (0 if trouble is no_answer else 2)
     assert scene.user.values == [1, 2]
 

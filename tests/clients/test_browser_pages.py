@@ -83,15 +83,23 @@ def test_a_tab_that_is_closed_right_after_recording_loses_nothing(scene: Scene, 
         eventually(lambda: scene.user.values == [1, 2])
 
 
-def test_what_the_page_records_while_it_goes_is_handed_over(scene: Scene) -> None:
+@pytest.mark.parametrize("away", [False, True])
+def test_what_the_page_records_while_it_goes_is_not_lost(scene: Scene, away: bool) -> None:
+    """It is handed over; while the function is away, the next page sends it."""
     page = scene.open(flushMs=60_000)
+    page.wait_for_timeout(300)
+    scene.proxy.down = away
     page.evaluate("""() => {
       addEventListener("pagehide", () => client.record("talked_time", 1));
       addEventListener("visibilitychange", () => client.record("talked_time", 2));
       addEventListener("unload", () => client.record("talked_time", 3));
     }""")
     page.goto("about:blank")
-    eventually(lambda: scene.user.values == [1, 2, 3])
+    if away:
+        page.wait_for_timeout(500)
+        scene.proxy.down = False
+        page = scene.open()
+    wait_for(page, lambda: scene.user.values == [1, 2, 3])
 
 
 def test_a_hidden_page_hands_over_in_pieces_below_64_kb(scene: Scene) -> None:

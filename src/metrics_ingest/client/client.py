@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import sys
 import threading
 import time
 import uuid
@@ -99,7 +100,7 @@ class Client:
         a time zone, no user_id here nor in the client; RuntimeError when the client is closed.
         """
         number = value if isinstance(value, bool | int) else float(value)
-        if not math.isfinite(number):
+        if not -sys.float_info.max <= number <= sys.float_info.max:  # NaN is not, either
             raise ValueError(f"value must be finite, got {value!r}")
         if timestamp is not None and timestamp.tzinfo is None:
             raise ValueError("timestamp must have a time zone")
@@ -159,7 +160,7 @@ class Client:
             thread.join(max(0, self._deadline - time.monotonic()) + 1)
         with self._changed:
             left = len(self._sending) + len(self._queue)
-            self._sending.clear()
+            self._sending = []  # not cleared, because the thread may still read the list
             self._queue.clear()
         if left:
             self._call(self._on_dropped, left)
@@ -190,17 +191,17 @@ class Client:
         limit = self._max_batch
         with requests.Session() as session:
             while self._take(limit):
-                lines = [line.json for line in self._sending]
+                batch = self._sending
                 left_s = max(0.1, self._deadline - time.monotonic())
-                answer = post(session, self._url, self._headers, lines, left_s)
-                if answer.accounts_for(len(lines)):
+                answer = post(session, self._url, self._headers, [line.json for line in batch], left_s)
+                if answer.accounts_for(len(batch)):
                     failures = 0
-                    self._settle(answer.report["errors"])
-                elif answer.status == 413 and len(lines) > 1:
-                    limit = (len(lines) + 1) // 2
+                    self._settle(batch, answer.report["errors"])
+                elif answer.status == 413 and len(batch) > 1:
+                    limit = (len(batch) + 1) // 2
                     self._put_back(limit)
                 elif answer.status == 413:
-                    self._settle([{"code": "payload_too_large", **answer.report, "index": 0}])
+                    self._settle(batch, [{"code": "payload_too_large", **answer.report, "index": 0}])
                 elif answer.is_final:
                     self._stop({"code": f"http_{answer.status}", **answer.report, "metric": None})
                 else:
@@ -227,14 +228,14 @@ class Client:
                     return True
                 self._changed.wait(None if self._due == math.inf else self._due - now)
 
-    def _settle(self, errors: list[dict[str, Any]]) -> None:
+    def _settle(self, batch: list[Line], errors: list[dict[str, Any]]) -> None:
         """Forget what was sent, and report once each metric of it that was refused."""
         with self._changed:
-            lines, self._sending = self._sending, []
+            self._sending = []
             self._changed.notify_all()
         first = {error["index"]: error for error in reversed(errors)}
         for index in sorted(first):
-            self._call(self._on_rejected, {**first[index], "metric": json.loads(lines[index].json)})
+            self._call(self._on_rejected, {**first[index], "metric": json.loads(batch[index].json)})
 
     def _put_back(self, keep: int) -> None:
         with self._changed:
