@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +13,9 @@ from urllib3.util import Retry
 
 # The service itself replies 503 when it is unavailable; 429, 502 and 504 come from proxies and load balancers in front
 # of it. After any other status a retry gives the same reply.
+ATTEMPTS = 8
 RETRY = Retry(
-    total=8,
+    total=ATTEMPTS,
     status_forcelist=(429, 502, 503, 504),
     allowed_methods=("POST",),  # safe, because a metric with the same key and position is stored once
     backoff_factor=0.5,
@@ -31,7 +33,14 @@ def send(url: str, metrics: list[dict[str, Any]], key: str) -> dict[str, Any]:
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=RETRY))
-        reply = session.post(f"{url}/ingest_batch/", json=metrics, headers={"Idempotency-Key": key}, timeout=15)
+        for attempt in range(ATTEMPTS):
+            try:
+                reply = session.post(f"{url}/ingest_batch/", json=metrics, headers={"Idempotency-Key": key}, timeout=15)
+                break
+            except requests.exceptions.ChunkedEncodingError:  # the reply was cut short; Retry does not see its body
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.5 * 2**attempt)
     if reply.headers["Content-Type"] != "application/json":  # application/problem+json: nothing was stored
         reply.raise_for_status()
     report: dict[str, Any] = reply.json()

@@ -37,6 +37,13 @@ def test_a_user_is_registered_over_http_and_its_metrics_are_accounted_for(compos
     assert compose.psql(f"SELECT count(*) FROM metrics WHERE user_id = '{user_id}'") == "1"
 
 
+def test_the_gateway_serves_the_browser_client(compose: Compose) -> None:
+    answer = requests.get(f"{compose.url}/client.js", timeout=5)
+    assert "MetricsIngest" in answer.text
+    assert "javascript" in answer.headers["content-type"]
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_first_segment_picks_the_function(compose: Compose, name: str, slash: str) -> None:
