@@ -91,26 +91,20 @@ def advisory_lock(connection: Any, name: str, *, until_commit: bool = False) -> 
     connection.run(f"SELECT {function}(hashtext(:name))", name=name)
 
 
-@contextmanager
-def short_lock_timeout(connection: Any) -> Iterator[None]:
-    """Let statements in the block wait for a lock for LOCK_TIMEOUT_MS at most."""
+def retry_until_locked(connection: Any, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the action until it gets its locks. Raise ClickException after LOCK_RETRY_FOR_S."""
+    deadline = time.monotonic() + LOCK_RETRY_FOR_S
     connection.run(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
     try:
-        yield
+        while True:
+            try:
+                return action(*arguments)
+            except DatabaseError as error:
+                if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
+                    raise
+                if time.monotonic() > deadline:
+                    message = "a long transaction locks the tables; nothing was changed, try later"
+                    raise click.ClickException(message) from error
+            time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request
     finally:
         connection.run("RESET lock_timeout")
-
-
-def retry_until_locked(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the action again and again until it gets its locks. Raise ClickException after LOCK_RETRY_FOR_S."""
-    deadline = time.monotonic() + LOCK_RETRY_FOR_S
-    while True:
-        try:
-            return action(*arguments)
-        except DatabaseError as error:
-            if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
-                raise
-            if time.monotonic() > deadline:
-                message = "a long transaction locks the tables; nothing was changed, try later"
-                raise click.ClickException(message) from error
-        time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request

@@ -29,9 +29,9 @@ COUNTS = ("received", "stored", "duplicates", "rejected")  # received is the sum
 def command(
     files: tuple[str, ...], as_csv: bool, parallel: int, rejected: IO[str] | None, as_json: bool, **connection: Any
 ) -> None:
-    """Send FILES of metrics through ingest_batch: NDJSON (a JSON object per line) or CSV with a header.
+    """Send FILES of metrics through ingest_batch.
 
-    Files may be compressed with gzip; `-` is standard input.
+    They are NDJSON (a JSON object per line) or CSV with a header, also compressed with gzip; `-` is standard input.
 
     If it is interrupted, run it again: metrics that are stored already count as duplicates. Metrics without a
     metric_id are identified by their line, so append to such a file, but do not change its lines. To fix rejected
