@@ -126,9 +126,11 @@ if [ -e "$MANIFESTS" ] && [ ! -e "$made" ] && [ -n "$(ls -A "$MANIFESTS")" ]; th
 fi
 [ ! -e "$made" ] || rm -f "$MANIFESTS"/*.yaml
 mkdir -p "$MANIFESTS" && touch "$made"
-FUNCTION=ingest SERVICE=$(service ingest) fill service.yaml ingest
-FUNCTION=ingest_batch SERVICE=$(service ingest_batch) CONCURRENCY=$BATCH_CONCURRENCY fill service.yaml ingest_batch
-FUNCTION=users SERVICE=$(service users) fill service.yaml users
+for function in "${FUNCTIONS[@]}"; do
+  concurrency=$CONCURRENCY
+  [ "$function" != ingest_batch ] || concurrency=$BATCH_CONCURRENCY
+  FUNCTION=$function SERVICE=$(service "$function") CONCURRENCY=$concurrency fill service.yaml "$function"
+done
 if [ "${1:-}" = manifests ]; then
   fill kubernetes-jobs.yaml jobs
   echo "$MANIFESTS"

@@ -1,4 +1,1 @@
-DROP TABLE metrics;
-DROP TABLE sessions;
-DROP TABLE metric_types;
-DROP TABLE users;
+DROP TABLE metrics, sessions, metric_types, users;

@@ -54,9 +54,8 @@ CREATE TABLE metrics (
 -- Takes the metrics of months that have no partition, so that none is refused.
 CREATE TABLE metrics_default PARTITION OF metrics DEFAULT;
 
--- Finds the metrics received lately, and those of an hour, without reading whole months. A block-range index works because
--- rows are appended in the order in which they are received, and most are measured in that order, too. It has a few
--- kilobytes and no measurable cost for inserts, where a B-tree on received_at makes them 5% slower (docs/data-model.md).
--- minmax_multi keeps a block range selective when a few late rows are in it.
+-- Finds the metrics received lately, and those of an hour, without reading whole months: rows are appended in the order of
+-- received_at, and mostly of timestamp. It has a few kilobytes and no measurable cost for inserts, where a B-tree makes
+-- them 5% slower (docs/data-model.md). minmax_multi keeps a block range selective when a few late rows are in it.
 CREATE INDEX metrics_received_brin ON metrics
 USING brin (received_at, timestamp timestamptz_minmax_multi_ops) WITH (pages_per_range = 64, autosummarize = on);

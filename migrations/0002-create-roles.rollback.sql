@@ -1,5 +1,4 @@
 -- The roles themselves stay, because they belong to the whole cluster: other databases and logins may depend on them.
-ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC;
 
 DO $block$
 BEGIN

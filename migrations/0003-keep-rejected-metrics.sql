@@ -8,14 +8,11 @@ CREATE TABLE rejected_metrics (
     key_name      varchar(64),
     codes         varchar(64)[] NOT NULL,
     detail        text         NOT NULL DEFAULT '',
-    metric_id     uuid,
+    metric_id     uuid,  -- the one in the reply, for a payload without one
     payload       bytea        NOT NULL,
-    payload_bytes integer      NOT NULL,
+    payload_bytes integer      NOT NULL,  -- of what was sent: more than payload has, when that was cut
     CONSTRAINT rejected_metrics_pkey PRIMARY KEY (received_at, rejected_id),
     CONSTRAINT rejected_metrics_payload_capped CHECK (octet_length(payload) <= 8192)
 ) PARTITION BY RANGE (received_at);
-
-COMMENT ON COLUMN rejected_metrics.metric_id IS 'the metric_id in the reply, for a payload without one';
-COMMENT ON COLUMN rejected_metrics.payload_bytes IS 'size of what was sent; larger than payload when that was cut';
 
 CREATE TABLE rejected_metrics_default PARTITION OF rejected_metrics DEFAULT;

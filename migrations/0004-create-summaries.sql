@@ -14,26 +14,18 @@ CREATE TABLE rollup_columns (  -- a template, dropped below
 );
 
 CREATE TABLE session_rollup (
-    user_id     uuid        NOT NULL,
-    session_id  uuid        NOT NULL,
-    metric_type varchar(64) NOT NULL,
-    LIKE rollup_columns,
+    user_id uuid NOT NULL, session_id uuid NOT NULL, metric_type varchar(64) NOT NULL, LIKE rollup_columns,
     CONSTRAINT session_rollup_pkey PRIMARY KEY (user_id, session_id, metric_type)
 );
 
 CREATE TABLE user_day_rollup (
-    user_id     uuid        NOT NULL,
-    day         date        NOT NULL,
-    metric_type varchar(64) NOT NULL,
-    LIKE rollup_columns,
+    user_id uuid NOT NULL, day date NOT NULL, metric_type varchar(64) NOT NULL, LIKE rollup_columns,
     CONSTRAINT user_day_rollup_pkey PRIMARY KEY (user_id, day, metric_type)
 );
 CREATE INDEX user_day_rollup_day_idx ON user_day_rollup (day);
 
 CREATE TABLE type_hour_rollup (
-    metric_type varchar(64) NOT NULL,
-    hour        timestamptz NOT NULL,
-    LIKE rollup_columns,
+    metric_type varchar(64) NOT NULL, hour timestamptz NOT NULL, LIKE rollup_columns,
     CONSTRAINT type_hour_rollup_pkey PRIMARY KEY (metric_type, hour)
 );
 
@@ -49,13 +41,9 @@ CREATE TABLE summary_repairs (
 CREATE TABLE summary_state (
     only_row     boolean     NOT NULL DEFAULT true CONSTRAINT summary_state_pkey PRIMARY KEY
                              CONSTRAINT summary_state_one_row CHECK (only_row),
-    seen_before  timestamptz NOT NULL DEFAULT '-infinity',
-    seen_xid     xid8        NOT NULL DEFAULT '0',
-    raw_since    timestamptz NOT NULL DEFAULT '-infinity',
+    seen_before  timestamptz NOT NULL DEFAULT '-infinity',  -- all metrics received before it are in the rollups
+    seen_xid     xid8        NOT NULL DEFAULT '0',          -- so are all metrics of older transactions
+    raw_since    timestamptz NOT NULL DEFAULT '-infinity',  -- retention dropped older metrics; their rollups stay
     refreshed_at timestamptz
 );
 INSERT INTO summary_state DEFAULT VALUES;
-
-COMMENT ON COLUMN summary_state.seen_before IS 'all metrics received before it are in the rollups';
-COMMENT ON COLUMN summary_state.seen_xid IS 'so are all metrics of older transactions';
-COMMENT ON COLUMN summary_state.raw_since IS 'retention dropped older metrics; their rollups are not recomputed';

@@ -1,6 +1,9 @@
 """POST /ingest/: one metric."""
 
-from uuid import UUID
+from metrics_ingest import server
+
+server.install()
+
 
 import functions_framework.aio
 from starlette.requests import Request
@@ -20,11 +23,11 @@ async def ingest(request: Request) -> Response:
 
 
 async def store_one(body: bytes, headers: Headers) -> Response:
-    """A batch of one: the metric is stored when this returns, and the answer says whether it had been before."""
+    """Store one metric and reply 200 after the commit, also where it was stored before."""
     report = await store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])
-    fields = [(b"metric-id", str(UUID(bytes=report.rows[0][2])).encode())]
+    fields = [(b"metric-id", str(report.metric_ids[0]).encode())]
     if report.duplicates:
         fields.append((b"idempotent-replayed", b"true"))
     return Reply(200, b'{"message":"Metric stored successfully!"}', fields)

@@ -1,10 +1,15 @@
 """POST /ingest_batch/: many metrics, each accounted for by its position."""
 
+from metrics_ingest import server
+
+server.install()
+
 import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest.http.headers import JSON, NDJSON, Headers, idempotency_key, media_type, prefers_strict
+from metrics_ingest.http.functions import NDJSON
+from metrics_ingest.http.headers import Headers, idempotency_key, media_type, prefers_strict
 from metrics_ingest.http.replies import Reply, report_body
 from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
@@ -18,13 +23,14 @@ async def ingest_batch(request: Request) -> Response:
 
 
 async def store_many(body: bytes, headers: Headers) -> Response:
-    """Every metric is stored, a duplicate or rejected when this returns; strictly, all of them or none are stored."""
+    """Store all valid metrics (strict: all or none) and report stored, duplicate and rejected ones after the commit."""
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = prefers_strict(headers)
     report = await store(parse(body, idempotency_key(headers)), strict=strict)
-    reply = Reply(report.status, report_body(report), [(b"preference-applied", b"handling=strict")] if strict else ())
+    fields = [(b"preference-applied", b"handling=strict")] if strict else []
+    reply = Reply(report.status, report_body(report, strict=strict), fields)
     reply.rejected = report.faults
     return reply
 
 
-service = Service("ingest_batch", store_many, (JSON, NDJSON), most=settings().max_batch, keeps_rejected=True)
+service = Service("ingest_batch", store_many, max_items=settings().max_batch, keeps_rejected=True)

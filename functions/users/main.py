@@ -1,4 +1,8 @@
-"""POST /users/: register the user whom metrics belong to, or update its name and email."""
+"""POST /users/: register a user, or update its name and email."""
+
+from metrics_ingest import server
+
+server.install()
 
 import functions_framework.aio
 from pydantic_core import to_json
@@ -18,7 +22,7 @@ async def users(request: Request) -> Response:
 
 
 async def store_user(body: bytes, headers: Headers) -> Response:
-    """201 for a new user, 200 for one that existed, with what is stored now."""
+    """Reply 201 for a new user and 200 for a known one, with what is stored now."""
     user, created = await register(parse(body, idempotency_key(headers)))
     return Reply(201 if created else 200, to_json(user))
 

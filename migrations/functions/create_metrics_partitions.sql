@@ -1,29 +1,24 @@
 -- Creates the partitions of the current month and of the given number of months after it, in UTC, named metrics_pYYYY_MM.
--- Returns how many it created. A month with rows in metrics_default is left out: `metrics-ingest partitions maintain` moves
--- such rows.
+-- Returns how many it created. A month with rows in metrics_default is left to `partitions maintain`.
 --
--- Writers are blocked while partitions are attached. Otherwise an insert that waits for the default partition, which
--- ATTACH locks, would go on with a default partition that no longer accepts its row, and fail with 23514; and ATTACH would
--- fail on an uncommitted row that the check here does not see. sessions is locked first, as store_metrics does.
--- Requests queue behind a lock that waits, so each attempt waits at most 0.2 s; all 200 together take about a minute.
-
+-- Blocks writers while it attaches partitions. Otherwise an insert that waits for the default partition, which ATTACH locks,
+-- would find that this no longer accepts its row, and fail with 23514; and ATTACH would fail on an uncommitted row, which
+-- the check here does not see. sessions is locked first, as in store_metrics. Requests queue behind a lock that waits,
+-- so an attempt waits at most 0.2 s; all 200 take about a minute.
 CREATE OR REPLACE FUNCTION create_metrics_partitions(months_ahead integer) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' SET lock_timeout = 0
-AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' SET lock_timeout = 0 AS $function$
 DECLARE
-    missing     timestamp[];
-    month_start timestamp;
-    partition   text;
-    created     integer := 0;
+    missing   timestamptz[];
+    month     timestamptz;
+    partition text;
+    created   integer := 0;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('metrics-ingest partitions'));
-    SELECT array_agg(month) INTO missing
-    FROM (SELECT date_trunc('month', now()::timestamp) + make_interval(months => ahead)
-          FROM generate_series(0, months_ahead) AS ahead) AS wanted (month)
-    WHERE to_regclass('public.metrics_p' || to_char(month, 'YYYY_MM')) IS NULL;
-    IF missing IS NULL THEN
-        RETURN 0;
-    END IF;
+    SELECT array_agg(start) INTO missing
+    FROM generate_series(0, months_ahead) AS ahead,
+         LATERAL (SELECT date_trunc('month', now()) + make_interval(months => ahead)) AS wanted (start)
+    WHERE to_regclass('public.metrics_p' || to_char(start, 'YYYY_MM')) IS NULL;
+    IF missing IS NULL THEN RETURN 0; END IF;
 
     PERFORM set_config('lock_timeout', '200ms', true);
     FOR attempt IN 1..200 LOOP
@@ -32,24 +27,20 @@ BEGIN
             LOCK TABLE metrics_default IN ACCESS EXCLUSIVE MODE;
             EXIT;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            IF attempt = 200 THEN
-                RAISE;
-            END IF;
+            IF attempt = 200 THEN RAISE; END IF;
             PERFORM pg_sleep(0.05 + random() * 0.3);
         END;
     END LOOP;
 
-    FOREACH month_start IN ARRAY missing LOOP
+    FOREACH month IN ARRAY missing LOOP
         CONTINUE WHEN EXISTS (SELECT 1 FROM metrics_default  -- 1, because Citus refuses a SELECT without columns
-                              WHERE timestamp >= month_start AND timestamp < month_start + interval '1 month');
-        partition := 'metrics_p' || to_char(month_start, 'YYYY_MM');
+                              WHERE timestamp >= month AND timestamp < month + interval '1 month');
+        partition := 'metrics_p' || to_char(month, 'YYYY_MM');
         EXECUTE format('CREATE TABLE public.%I (LIKE public.metrics INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
         EXECUTE format('ALTER TABLE public.metrics ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)', partition,
-                       to_char(month_start, 'YYYY-MM-DD"T00:00:00Z"'),
-                       to_char(month_start + interval '1 month', 'YYYY-MM-DD"T00:00:00Z"'));
+                       month, month + interval '1 month');
         created := created + 1;
     END LOOP;
     RETURN created;
 END
 $function$;
-REVOKE ALL ON FUNCTION create_metrics_partitions FROM PUBLIC;

@@ -1,10 +1,8 @@
 -- Grants the two roles, where they exist, what they need; every `metrics-ingest migrate` ends with it. The writer may call
 -- the owner's SECURITY DEFINER functions, nothing else. The reader may read every table and view, and call the
 -- IMMUTABLE functions, because a view calls its functions with the rights of whoever reads it.
-
 CREATE OR REPLACE FUNCTION grant_to_roles() RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp
-AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
 DECLARE
     own record;
 BEGIN
@@ -25,4 +23,3 @@ BEGIN
     END LOOP;
 END
 $function$;
-REVOKE ALL ON FUNCTION grant_to_roles FROM PUBLIC;

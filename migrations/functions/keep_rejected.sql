@@ -1,10 +1,8 @@
 -- Stores a batch of refused metrics, a JSON array of
 -- {"route", "key_name", "codes", "detail", "metric_id", "payload" (base64), "payload_bytes"}. Returns NULL.
-
+-- lock_timeout: maintenance that locks the table must not block a connection that stores metrics.
 CREATE OR REPLACE FUNCTION keep_rejected(batch json) RETURNS json
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-SET lock_timeout = '100ms'  -- because maintenance that locks the table must not block a connection that stores metrics
-AS $function$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET lock_timeout = '100ms' AS $function$
 BEGIN
     INSERT INTO rejected_metrics (route, key_name, codes, detail, metric_id, payload, payload_bytes)
     SELECT route, key_name, codes, detail, metric_id, decode(payload, 'base64'), payload_bytes
@@ -13,4 +11,3 @@ BEGIN
     RETURN NULL;
 END
 $function$;
-REVOKE ALL ON FUNCTION keep_rejected FROM PUBLIC;

@@ -1,14 +1,11 @@
 -- Registers users, a JSON array of {"user_id", "name", "email"}, or updates the name and email of those that exist.
 -- Returns one object for each, in order: {"position" (from 1), "created_at", "created": true for a new user}.
-
 CREATE OR REPLACE FUNCTION register_users(batch json) RETURNS json
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC'
-AS $function$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $function$
 DECLARE
-    sent       record;
-    is_new     boolean;
-    created_at timestamptz;
-    outcomes   json[] := '{}';
+    sent     record;
+    outcome  json;
+    outcomes json[];
 BEGIN
     -- One by one, because a batch may name a user twice, which a single INSERT ... DO UPDATE refuses.
     -- In key order, because two overlapping batches in different orders would deadlock.
@@ -17,12 +14,12 @@ BEGIN
                       WITH ORDINALITY AS user_sent (user_id, name, email, position)
         ORDER BY user_id, position
     LOOP
-        INSERT INTO users AS existing (user_id, name, email) VALUES (sent.user_id, sent.name, sent.email)
+        INSERT INTO users AS stored (user_id, name, email) VALUES (sent.user_id, sent.name, sent.email)
         ON CONFLICT (user_id) DO UPDATE SET name = excluded.name, email = excluded.email
-        RETURNING existing.created_at, existing.xmax = 0 INTO created_at, is_new;
-        outcomes := outcomes || json_build_object('position', sent.position, 'created_at', created_at, 'created', is_new);
+        RETURNING json_build_object('position', sent.position, 'created_at', created_at, 'created', stored.xmax = 0)
+        INTO outcome;
+        outcomes[sent.position] := outcome;
     END LOOP;
-    RETURN (SELECT json_agg(outcome ORDER BY (outcome ->> 'position')::bigint) FROM unnest(outcomes) AS outcome);
+    RETURN to_json(outcomes);
 END
 $function$;
-REVOKE ALL ON FUNCTION register_users FROM PUBLIC;

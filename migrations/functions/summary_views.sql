@@ -1,10 +1,9 @@
 -- What people and dashboards read: each view aggregates the rows of a rollup as the metric's type says.
 
 -- The value of a rollup's row by the type's aggregation.
-CREATE OR REPLACE FUNCTION summary_value(aggregation varchar, metric_count bigint, total float8, lowest float8,
-                                         highest float8, true_count bigint, last_value float8) RETURNS float8
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $function$
+CREATE OR REPLACE FUNCTION summary_value(
+    aggregation varchar, metric_count bigint, total float8, lowest float8, highest float8, true_count bigint, last_value float8
+) RETURNS float8 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $function$
     SELECT CASE aggregation
         WHEN 'sum' THEN total
         WHEN 'mean' THEN total / metric_count
@@ -14,7 +13,6 @@ AS $function$
         WHEN 'last' THEN last_value
     END
 $function$;
-REVOKE ALL ON FUNCTION summary_value FROM PUBLIC;
 
 -- One row for each user, session and metric type.
 CREATE OR REPLACE VIEW session_type_summary AS
@@ -28,9 +26,7 @@ FROM session_rollup JOIN metric_types USING (metric_type);
 -- One row for each session: `metrics` has the value of every type by name, and four types have columns of their own.
 CREATE OR REPLACE VIEW session_summary AS
 SELECT user_id, session_id,
-       min(first_at) AS first_metric_at,
-       max(last_at) AS last_metric_at,
-       max(last_at) - min(first_at) AS duration,
+       min(first_at) AS first_metric_at, max(last_at) AS last_metric_at, max(last_at) - min(first_at) AS duration,
        sum(metric_count)::bigint AS metric_count,
        max(value) FILTER (WHERE metric_type = 'talked_time') AS talked_time_s,
        bool_or(value = 1) FILTER (WHERE metric_type = 'microphone_used') AS microphone_used,

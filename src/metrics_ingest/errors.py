@@ -1,7 +1,4 @@
-"""What can go wrong, and what it means for the one who sent the request.
-
-`CODES` is the whole list: an error's code decides its HTTP status and whether a retry helps.
-"""
+"""The errors of a request: one class for each reaction of the sender, and all codes with their HTTP status."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -36,7 +33,7 @@ CODES: dict[str, HTTPStatus] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong with a request or with one metric of it; `code` is a key of CODES."""
+    """One reason to reject a request or one metric of it; `code` is a key of CODES."""
 
     code: str
     detail: str
@@ -45,7 +42,7 @@ class Fault:
 
 
 class IngestError(Exception):
-    """Base of all that the HTTP layer turns into a problem+json answer."""
+    """Base of the errors that the HTTP layer turns into problem+json replies."""
 
     faults: tuple[Fault, ...]
 
@@ -55,12 +52,12 @@ class IngestError(Exception):
 
     @property
     def code(self) -> str:
-        """The code of the first fault, which is the answer's."""
+        """The code of the first fault, which is that of the reply."""
         return self.faults[0].code
 
 
 class RequestRefused(IngestError):
-    """The request is wrong: sent again as it is, it will be refused again (4xx)."""
+    """The request is invalid: sent again unchanged, it is refused again (4xx)."""
 
     def __init__(self, *faults: Fault, headers: dict[str, str] | None = None) -> None:
         super().__init__(*faults)
@@ -68,7 +65,7 @@ class RequestRefused(IngestError):
 
 
 class StoreUnavailable(IngestError):
-    """The database cannot be reached, or not in time; whatever was sent may be sent again (503)."""
+    """The database cannot be reached, or not in time: the same request may be sent again (503)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(Fault("store_unavailable", "the database is unavailable; send the same request again"))
@@ -76,18 +73,18 @@ class StoreUnavailable(IngestError):
 
 
 class ConnectionLost(StoreUnavailable):
-    """The connection broke under a statement: whether it was committed is not known."""
+    """The connection was lost during a transaction that may have been committed."""
 
 
 class Overloaded(IngestError):
-    """More is waiting to be written than WRITE_QUEUE allows; nothing of the request was kept (503)."""
+    """More metrics wait than WRITE_QUEUE allows; nothing of the request was stored (503)."""
 
     def __init__(self) -> None:
         super().__init__(Fault("overloaded", "too many metrics are waiting to be written; send the same request again"))
 
 
 class StatementRefused(IngestError):
-    """The database refused a statement for a reason that validation should have caught: a defect of ours (500)."""
+    """The database refused a statement for a reason that validation should have found: a defect (500)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(Fault("internal_error", "an internal error"))

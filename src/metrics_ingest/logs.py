@@ -1,7 +1,7 @@
-"""Structured logs: an event is one line of JSON, in the fields that Cloud Logging knows.
+"""Structured logs: one line of JSON per event, with the fields that Cloud Logging knows.
 
-No line holds a value from a payload, a key or a password: of an exception only the type and the place are told, since
-its message may quote what it stumbled over.
+No line holds a value from a payload, a key or a password. Of an exception only the type and the stack are logged,
+because its message may quote the value that caused it.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from pydantic_core import to_json
 from metrics_ingest import __version__
 from metrics_ingest.settings import Settings
 
-TALLY_S = 10.0
+TALLY_S = 10.0  # at most one line of a Tally in this time
 
 logger = logging.getLogger(__name__)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: severity, time, message, logger, and what was given as `extra={"facts": {...}}`."""
+    """Formats a record as a JSON object: severity, time, message, logger, and the fields of extra["facts"]."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without its end."""
         entry: dict[str, Any] = {
             "severity": record.levelname,
             "time": datetime.fromtimestamp(record.created, UTC),
@@ -41,7 +41,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class Tally:
-    """A warning that many requests may give cause for: said at once, then at most every TALLY_S, with their count."""
+    """A rate-limited warning with a count.
+
+    The first event is logged at once; further ones at most every TALLY_S seconds, in one line with their number.
+    """
 
     def __init__(self, source: logging.Logger, message: str) -> None:
         self._logger = source
@@ -51,41 +54,41 @@ class Tally:
         self._planned = False
 
     def add(self, **facts: Any) -> None:
-        """One more. Of the facts the latest are told."""
+        """Count an event. The line holds the `facts` of the latest. Call this in the event loop."""
         self._count += 1
         self._facts = facts
         if not self._planned:
-            self._say()
+            self._log()
 
-    def _say(self) -> None:
+    def _log(self) -> None:
         self._planned = self._count > 0
         if self._planned:
             self._logger.warning(self._message, extra={"facts": {"count": self._count, **self._facts}})
             self._count = 0
-            asyncio.get_running_loop().call_later(TALLY_S, self._say)
+            asyncio.get_running_loop().call_later(TALLY_S, self._log)
 
 
 @cache
 def start(settings: Settings) -> None:
-    """Set the process's logging up, and say what it runs with. Once a process, whatever functions it holds."""
+    """Configure logging and log the settings, without secrets. Once per process, however many functions it runs."""
     configure(settings.log_level)
-    shown = asdict(settings) | {"api_keys": [key.name for key in settings.api_keys]}
-    shown["database"]["password"] = "set" if settings.database.password else "not set"
-    logger.info("metrics-ingest %s starts", __version__, extra={"facts": {"settings": shown}})
+    safe = asdict(settings) | {"api_keys": [key.name for key in settings.api_keys]}
+    safe["database"]["password"] = "set" if settings.database.password else "not set"
+    logger.info("metrics-ingest %s starts", __version__, extra={"facts": {"settings": safe}})
 
 
 def configure(level: str) -> None:
-    """Make all lines JSON, and ours those of the level and above.
+    """Format all lines as JSON, and set the level of our loggers.
 
-    With LOG_EXECUTION_ID functions-framework sets up a handler of its own, which adds ids to lines of JSON. It does so
-    again when it has imported the function, and that disables the loggers that it does not know.
+    Call this again at the first request, because functions-framework configures logging again after it has imported the
+    function: it disables loggers that it does not know and, with LOG_EXECUTION_ID, adds a handler which adds ids.
     """
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())
     for handler in root.handlers:
         handler.setFormatter(JsonFormatter())
-    for name, known in root.manager.loggerDict.items():
-        if name.startswith("metrics_ingest.") and isinstance(known, logging.Logger):
-            known.disabled = False
+    for name, ours in root.manager.loggerDict.items():
+        if name.startswith("metrics_ingest.") and isinstance(ours, logging.Logger):
+            ours.disabled = False
     logging.getLogger("metrics_ingest").setLevel(level)

@@ -1,4 +1,4 @@
-"""The environment, read once into one frozen object; a bad value is a `BadSetting` that names its variable."""
+"""The settings, read once from the environment into a frozen object."""
 
 import ipaddress
 import os
@@ -11,15 +11,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 SSL_MODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+SERVERS = ("tuned", "stock")
 
 
 class BadSetting(ValueError):
-    """An environment variable that cannot be used; the message begins with its name and never holds a secret."""
+    """An environment variable has a value that cannot be used. The message begins with its name and holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Where PostgreSQL is. `host` beginning with `/` is the directory of a Unix socket."""
+    """Where PostgreSQL is and how to log in. A `host` that begins with `/` is the directory of a Unix socket."""
 
     host: str
     port: int
@@ -33,7 +34,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A caller's name and the SHA-256 of its key (32 bytes)."""
+    """The name of a caller and the SHA-256 of its key (32 bytes)."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -41,7 +42,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the functions run with. Sizes in bytes, times in seconds; README, Configuration, explains each."""
+    """The settings of the functions. Sizes are in bytes, times in seconds. README, Configuration, explains each."""
 
     database: Database
     api_keys: tuple[ApiKey, ...]
@@ -54,11 +55,12 @@ class Settings:
     cors_origins: tuple[str, ...]
     keep_rejected: bool
     log_level: str
+    server: str  # one of SERVERS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        """Raise BadSetting for the first variable that cannot be used."""
-        return cls(
+        """Read all settings. Raise BadSetting for the first variable that cannot be used."""
+        settings = cls(
             database=read_database(environ),
             api_keys=_api_keys(environ),
             max_body_bytes=int(_number(environ, "MAX_BODY_BYTES", 10_485_760, least=1)),
@@ -68,14 +70,20 @@ class Settings:
             write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
             write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),
             cors_origins=_origins(environ),
-            keep_rejected=_choice(environ, "KEEP_REJECTED", "true", ("true", "false"), str.lower) == "true",
+            keep_rejected=_flag(environ, "KEEP_REJECTED", default=True),
             log_level=_choice(environ, "LOG_LEVEL", "INFO", LOG_LEVELS),
+            server=_choice(environ, "SERVER", "tuned", SERVERS),
         )
+        if not _flag(environ, "ALLOW_ANONYMOUS", default=False) and not settings.api_keys:
+            raise BadSetting(
+                "API_KEYS is not set; set it, or ALLOW_ANONYMOUS=true where a gateway or platform authenticates"
+            )
+        return settings
 
 
 @cache
 def settings() -> Settings:
-    """The settings of this process. Raise SystemExit with one clear line when a variable is wrong."""
+    """Return the settings of this process. Raise SystemExit, with a message of one line, if a variable is wrong."""
     try:
         return Settings.from_environment(os.environ)
     except BadSetting as error:
@@ -83,11 +91,11 @@ def settings() -> Settings:
 
 
 def read_database(environ: Mapping[str, str]) -> Database:
-    """Read DATABASE_URL, or PGHOST and its like when it is not set, as libpq does."""
+    """Read DATABASE_URL or, where it is not set, PGHOST and libpq's other variables. Raise BadSetting."""
     url = environ.get("DATABASE_URL", "")
     if not url:
         if not environ.get("PGHOST"):
-            raise BadSetting("DATABASE_URL is not set (nor PGHOST); it says which PostgreSQL to write to")
+            raise BadSetting("DATABASE_URL is not set, nor PGHOST; set it to the PostgreSQL to write to")
         host, options = (
             environ["PGHOST"],
             {"sslmode": environ.get("PGSSLMODE"), "sslrootcert": environ.get("PGSSLROOTCERT")},
@@ -99,7 +107,9 @@ def read_database(environ: Mapping[str, str]) -> Database:
         try:
             parts = urlsplit(url)
         except ValueError:  # its message may quote the password
-            raise BadSetting("DATABASE_URL is not a URL; percent-encode what is special in user and password") from None
+            raise BadSetting(
+                "DATABASE_URL is not a URL; percent-encode special characters in user and password"
+            ) from None
         if parts.scheme not in ("postgresql", "postgres"):
             raise BadSetting("DATABASE_URL must begin with postgresql://")
         options = dict(parse_qsl(parts.query))
@@ -121,7 +131,7 @@ def read_database(environ: Mapping[str, str]) -> Database:
 
 
 def _tls(options: Mapping[str, str | None], host: str, source: str) -> tuple[str, str | None]:
-    """Read sslmode and sslrootcert as libpq does; to other hosts nothing goes in the clear unasked."""
+    """Read sslmode and sslrootcert as libpq does, but require TLS by default unless `host` is this machine."""
     sslrootcert = options.get("sslrootcert") or None
     default = "verify-full" if sslrootcert == "system" else "prefer" if _is_local(host) else "require"
     sslmode = options.get("sslmode") or default
@@ -130,7 +140,7 @@ def _tls(options: Mapping[str, str | None], host: str, source: str) -> tuple[str
     if sslrootcert == "system":
         if sslmode != "verify-full":
             raise BadSetting(
-                f"{source}: sslrootcert=system needs sslmode=verify-full: anyone can get such a certificate"
+                f"{source}: sslrootcert=system needs sslmode=verify-full, because anyone can get such a certificate"
             )
     elif sslrootcert:
         try:
@@ -160,9 +170,6 @@ def _api_keys(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
         if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise BadSetting("API_KEYS must be a comma-separated list of name:sha256-of-key (64 hexadecimal digits)")
         keys.append(ApiKey(name, bytes.fromhex(digest)))
-    anonymous = _choice(environ, "ALLOW_ANONYMOUS", "false", ("true", "false"), str.lower) == "true"
-    if not keys and not anonymous:
-        raise BadSetting("API_KEYS is not set; set it, or ALLOW_ANONYMOUS=true when something in front authenticates")
     return tuple(keys)
 
 
@@ -189,15 +196,14 @@ def _number(
     return value
 
 
-def _choice(
-    environ: Mapping[str, str],
-    name: str,
-    default: str,
-    choices: tuple[str, ...],
-    fold: "type[str] | object" = str.upper,
-) -> str:
+def _choice(environ: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
+    """Return one of `choices`, whichever case it is written in."""
     text = environ.get(name, "").strip() or default
-    value = text.lower() if fold is str.lower else text.upper()
-    if value not in choices:
-        raise BadSetting(f"{name} must be one of {', '.join(choices)}, not {text[:40]!r}")
-    return value
+    for choice in choices:
+        if choice.lower() == text.lower():
+            return choice
+    raise BadSetting(f"{name} must be one of {', '.join(choices)}, not {text[:40]!r}")
+
+
+def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    return _choice(environ, name, str(default).lower(), ("true", "false")) == "true"

@@ -1,4 +1,4 @@
-"""Until when this process may work: all that is in progress when SIGTERM comes must end in time."""
+"""The deadline of a shutdown: what is in progress when SIGTERM arrives must end before SIGKILL."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ SHUTDOWN_S = 7.0  # Cloud Run sends SIGKILL ten seconds after SIGTERM
 
 
 class ShutdownDeadline:
-    """Until when this process may work, in the loop's time: for ever, and from SIGTERM on SHUTDOWN_S more."""
+    """The time, on the event loop's clock, until which requests are served: SHUTDOWN_S after SIGTERM, else infinite."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -21,12 +21,12 @@ class ShutdownDeadline:
 
             def begin(number: int, frame: FrameType | None) -> None:
                 self.until = min(self.until, self._loop.time() + SHUTDOWN_S)
-                server(number, frame)  # the server closes its listeners, and ends when all is answered
+                server(number, frame)  # the server closes its listeners, and exits when everything is answered
 
             signal.signal(signal.SIGTERM, begin)
 
 
 @cache
 def shutdown_deadline() -> ShutdownDeadline:
-    """This process's, made by its first request: the server has taken the signals over by then."""
+    """Return this process's deadline. Call this from a request, because the server sets its signal handlers first."""
     return ShutdownDeadline()

@@ -1,4 +1,4 @@
-"""The summaries: what they say, and that they say it of every metric, whenever it came."""
+"""The summaries: their values, and that they include every metric, whenever it was received."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ AGGREGATES = """
     max(timestamp), (array_agg(value ORDER BY timestamp, user_id, metric_id))[count(*)::int]
     FROM metrics GROUP BY 1, 2
 """
-# Each rollup with what it must be: the whole of `metrics`, counted at once.
+# Each rollup with the query that computes it from all of `metrics`.
 EXACT = {
     "session_rollup": f"SELECT user_id, session_id, metric_type, {AGGREGATES}, 3",
     "user_day_rollup": f"SELECT user_id, (timestamp AT TIME ZONE 'UTC')::date, metric_type, {AGGREGATES}, 3",
@@ -30,7 +30,7 @@ EXACT = {
 
 
 def differences(console: Console) -> dict[str, list[Any]]:
-    """Rows that a rollup has and must not have, or must have and has not."""
+    """The rows of each rollup that are wrong or missing."""
     return {
         name: rows
         for name, exact in EXACT.items()
@@ -71,6 +71,20 @@ def test_session_summary_says_what_a_session_was(users: Console) -> None:
     assert metrics == {"talked_time": 12.5, "microphone_used": 1, "speaker_used": 0, "voice_sentiment": 0.25}
 
 
+def test_session_summaries_have_every_type_aggregated_as_the_type_says(users: Console) -> None:
+    """A type that was added later, and one of the four with columns after a change of its aggregation."""
+    users.run("type", "add", "thing", "--kind", "gauge", "--aggregation", "max")
+    users.ingest(metric(1, 2, "thing", 5), metric(1, 1, "thing", 2), metric(1, 3, "thing", 1))
+    users.ingest(metric(1, 1, "voice_sentiment", -1), metric(1, 2, "voice_sentiment", 0.5))
+    users.run("summaries", "refresh")
+    rows = users.sql("SELECT metric_type, value, shift, metric_count FROM session_type_summary ORDER BY metric_type")
+    assert rows == [["thing", 5, -1, 3], ["voice_sentiment", -0.25, 1.5, 2]]
+    columns = "SELECT mean_sentiment, sentiment_shift, metrics FROM session_summary"
+    assert users.sql(columns) == [[-0.25, 1.5, {"thing": 5, "voice_sentiment": -0.25}]]
+    users.run("type", "set", "voice_sentiment", "--aggregation", "max")
+    assert users.sql(columns) == [[0.5, 1.5, {"thing": 5, "voice_sentiment": 0.5}]]
+
+
 @pytest.mark.parametrize(
     ("aggregation", "kind", "value"),
     [("sum", "counter", 6), ("mean", "gauge", 2), ("min", "gauge", 0), ("max", "gauge", 5), ("last", "gauge", 1)],
@@ -97,7 +111,7 @@ def test_reader_role_reads_every_summary_and_refreshes_none(users: Console) -> N
     users.run("summaries", "refresh")
     reader = users.connect()
     reader.run("SET ROLE metrics_reader")
-    for view in ("session_summary", "user_day_summary", "type_hour_summary"):
+    for view in ("session_summary", "session_type_summary", "user_day_summary", "type_hour_summary"):
         assert reader.run(f"SELECT count(*) FROM {view} WHERE metric_count = 1") == [[1]]
     with pytest.raises(DatabaseError, match="permission denied"):
         reader.run("SELECT refresh_summaries()")
@@ -256,6 +270,8 @@ def test_days_of_a_user_are_read_by_the_primary_key_of_their_months(large: Conso
     ("sql", "index"),
     [
         ("SELECT * FROM session_summary WHERE user_id = (SELECT user_id FROM users LIMIT 1)", "session_rollup_pkey"),
+        ("SELECT * FROM session_type_summary WHERE user_id = (SELECT user_id FROM users LIMIT 1)",
+         "session_rollup_pkey"),
         ("SELECT * FROM user_day_summary WHERE user_id = (SELECT user_id FROM users LIMIT 1)", "user_day_rollup_pkey"),
         ("SELECT * FROM user_day_summary WHERE day = '2024-07-03'", "user_day_rollup_day_idx"),
         ("SELECT * FROM type_hour_summary WHERE metric_type = 'talked_time'"

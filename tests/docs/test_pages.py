@@ -76,6 +76,12 @@ def test_the_requests_of_the_api_page_get_the_replies_that_it_shows(registered: 
     assert health["database"] == "ok"
 
 
+def test_the_retries_of_the_api_page_are_those_of_the_example() -> None:
+    (block,) = blocks(API, "python")
+    policy, _, _ = block.partition("session.mount")
+    assert policy in (ROOT / "examples/retry.py").read_text()
+
+
 def test_windows_quoting_is_what_its_command_prompt_reads(registered: Checkout) -> None:
     r"""A shell reads the lines alike: \" is a quotation mark inside double quotes, and ^ continues a line."""
     (block,) = blocks(API, "bat")
@@ -137,7 +143,7 @@ def test_every_command_is_documented() -> None:
     context = click.Context(main)
     existing = {}
     for name in main.list_commands(context):
-        command = main.get_command(context, name)
+        _, command, _ = main.resolve_command(context, [name])
         existing[name] = set(command.list_commands(context)) if isinstance(command, click.Group) else set()
     kinds = {"duration", "counter", "gauge", "score", "flag"}
     assert {name: rest for name, rest in documented.items() if name not in kinds} == existing

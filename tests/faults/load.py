@@ -183,6 +183,10 @@ class Load:
         """Whether there was a success after that moment."""
         return bool(self.successes) and self.successes[-1] > moment
 
+    def was_refused_since(self, refused_connections: int) -> bool:
+        """Whether a connection broke or was refused since the count had that value."""
+        return self.refused_connections > refused_connections
+
     def silence_after(self, moment: float) -> float:
         """How many seconds passed from that moment to the next success."""
         return min(at for at in self.successes if at >= moment) - moment

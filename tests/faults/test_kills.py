@@ -98,7 +98,9 @@ def test_killed_function_has_acknowledged_nothing_that_is_missing(mortal: Mortal
         with Load(server.port, url, give_up=True) as load:
             for _ in range(3 if victim == "worker" else 1):
                 time.sleep(0.7)
+                before = load.refused_connections
                 server.kill(worker_only=victim == "worker")
+                eventually(partial(load.was_refused_since, before))
         load.check()
         assert load.acknowledged
         assert load.refused_connections

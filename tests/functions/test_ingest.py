@@ -1,14 +1,27 @@
 """POST /ingest/: one metric, from HTTP bytes to a row."""
 
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid3, uuid4
 
 import pytest
 
-from support.processes import Stack
+from support.processes import Postgres, Stack, function
+
+
+@pytest.fixture(scope="module", params=["tuned", "stock"])
+def stack(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Functions of this module's own: the contract holds with either SERVER."""
+    url, chosen = postgres.clone(), {"SERVER": request.param}
+    with ExitStack() as running:
+        servers = [running.enter_context(function(name, url, **chosen)) for name in ("ingest", "ingest_batch", "users")]
+        yield Stack(url, *servers)
+        for server in servers:
+            assert "internal error" not in server.log, server.log
 
 
 def test_answer_is_word_for_word_that_of_the_original_service(stack: Stack, metric: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""API keys: who is let in, and what is told of those who are not."""
+"""API keys: who may call, and what the reply and the log reveal."""
 
 import hashlib
 import subprocess
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
 import pytest
@@ -13,6 +12,7 @@ from click.testing import CliRunner
 from metrics_ingest import settings
 from metrics_ingest.admin import cli
 from metrics_ingest.admin.keys import new_key
+from metrics_ingest.http.auth import authenticate
 from support.emulator import emulator
 from support.processes import BIN, ROOT, Postgres, Server, free_port, function
 from support.raw import exchange, post
@@ -79,19 +79,13 @@ def test_liveness_needs_no_key(locked: Server) -> None:
     assert requests.get(f"{locked.url}/health", timeout=10).json()["database"] == "ok"
 
 
-def test_caller_is_known_by_the_name_of_its_key(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metrics_ingest.http.replies import Reply
-    from metrics_ingest.http.service import Service
-
-    monkeypatch.setenv("API_KEYS", f"{OLD_ENTRY},{NEW_ENTRY}")
-    settings.settings.cache_clear()
-
-    async def handler(body: bytes, headers: Any) -> Reply:
-        raise AssertionError
-
-    service = Service("ingest", handler)
-    assert service._authenticate({b"x-api-key": NEW.encode()}) == "mobile"
-    assert service._authenticate({b"authorization": b"Bearer " + OLD.encode()}) == "mobile-2025"
+def test_caller_is_known_by_the_name_of_its_key() -> None:
+    keys = settings.Settings.from_environment(
+        {"DATABASE_URL": "postgresql://u@localhost/d", "API_KEYS": f"{OLD_ENTRY},{NEW_ENTRY}"}
+    ).api_keys
+    assert authenticate({b"x-api-key": NEW.encode()}, keys) == "mobile"
+    assert authenticate({b"authorization": b"Bearer " + OLD.encode()}, keys) == "mobile-2025"
+    assert authenticate({}, ()) is None
 
 
 def test_log_names_the_caller_and_not_its_key(locked: Server) -> None:

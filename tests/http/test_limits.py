@@ -1,4 +1,4 @@
-"""What a request may cost: bodies that grow when they are unpacked or parsed, heads without an end, and memory."""
+"""Limits of a request: bodies that grow when they are decompressed or parsed, endless headers, and memory."""
 
 import asyncio
 import gzip
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import requests
+from starlette.requests import Request
 
-from metrics_ingest.errors import Overloaded, RequestRefused
-from metrics_ingest.http.bodies import MEMBERS, check_structure, gunzip
+from metrics_ingest.errors import Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.http.bodies import GZIP_MEMBERS, LARGE_BODIES, Memory, Reservation, check_structure, gunzip
 from metrics_ingest.http.headers import combined
 from metrics_ingest.http.replies import Reply
-from metrics_ingest.http.service import LARGE_BODIES, Service
+from metrics_ingest.http.service import Service
 from support.memory import Peak
 from support.processes import Postgres, Server, Stack, eventually, function, in_a_new_process
 from support.raw import exchange, post
@@ -27,7 +28,7 @@ GREW_AT_MOST = 24  # times MAX_BODY_BYTES, for one request at a time: SECURITY.m
 
 
 def repeated(unit: bytes, start: bytes = b"[", end: bytes = b"]", separator: bytes = b",") -> bytes:
-    """A body of the size limit, of nothing but the unit."""
+    """Return a body of the size limit that repeats the unit."""
     times = (LIMIT - len(start) - len(end) + len(separator)) // (len(unit) + len(separator))
     return start + separator.join([unit] * times) + end
 
@@ -150,7 +151,7 @@ def test_declared_size_is_refused_before_the_body_comes(own: dict[str, Server]) 
 
 
 def test_bomb_is_defused_while_it_unpacks(own: dict[str, Server]) -> None:
-    """A quarter of a gigabyte of blanks, in a quarter of a megabyte."""
+    """256 MiB of blanks, compressed to 256 KiB."""
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join(packer.compress(b" " * MIB) for _ in range(256)) + packer.flush()
     server = own["ingest"]
@@ -158,9 +159,6 @@ def test_bomb_is_defused_while_it_unpacks(own: dict[str, Server]) -> None:
     answer = requests.post(server.url, data=bomb, headers={"Content-Encoding": "gzip"}, timeout=30)
     assert answer.json()["code"] == "payload_too_large"
     assert peak.growth < 6 * LIMIT
-
-
-REFUSED = RequestRefused.__new__(RequestRefused)
 
 
 @pytest.mark.parametrize(
@@ -174,20 +172,20 @@ REFUSED = RequestRefused.__new__(RequestRefused)
         (b"", "too early"),
         (zlib.compress(b"{}"), "incorrect header"),
         (gzip.compress(b"{}")[:-8] + bytes(8), "incorrect data check"),
-        (gzip.compress(b"") * (MEMBERS + 1), "members"),
+        (gzip.compress(b"") * (GZIP_MEMBERS + 1), "members"),
     ],
 )
 def test_broken_gzip_is_malformed(packed: bytes, reason: str) -> None:
     with pytest.raises(RequestRefused, match=reason) as caught:
-        gunzip(packed, 100, REFUSED)
+        gunzip(packed, 100)
     assert caught.value.code == "malformed_json"
 
 
 def test_members_are_one_body_and_cost_linear_time() -> None:
     parts = [b'{"a":', b"", b"1}"]
-    assert gunzip(b"".join(map(gzip.compress, parts)), 100, REFUSED) == b'{"a":1}'
+    assert gunzip(b"".join(map(gzip.compress, parts)), 100) == b'{"a":1}'
     start = time.monotonic()
-    gunzip(gzip.compress(b" ") * (MEMBERS - 1) + gzip.compress(bytes(range(256)) * 30_000, 0), LIMIT, REFUSED)
+    gunzip(gzip.compress(b" ") * (GZIP_MEMBERS - 1) + gzip.compress(bytes(range(256)) * 30_000, 0), LIMIT)
     assert time.monotonic() - start < 2
 
 
@@ -199,8 +197,6 @@ def test_body_in_many_pieces_is_read_in_linear_time(library: None) -> None:
 
     async def receive() -> Any:
         return next(pieces)
-
-    from starlette.requests import Request
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     start = time.monotonic()
@@ -220,17 +216,51 @@ def test_batch_with_more_fields_than_known_is_still_told_of_each() -> None:
     check_structure(json.dumps([{f"k{i}": i for i in range(10)}] * 10_000).encode(), 10_000)
 
 
-def test_overloaded_is_what_a_large_body_meets_when_there_is_no_room(library: None) -> None:
-    async def handler(body: bytes, headers: Any) -> Reply:
-        raise AssertionError
+def test_unpacked_size_is_refused_with_its_own_code() -> None:
+    assert gunzip(gzip.compress(b" " * 100), 100) == b" " * 100
+    with pytest.raises(RequestRefused, match="100 bytes at most") as caught:
+        gunzip(gzip.compress(b" " * 101), 100)
+    assert caught.value.code == "payload_too_large"
 
-    service = Service("ingest", handler)
-    with service._hold() as take:
-        take(LARGE_BODIES * LIMIT)
-        with pytest.raises(Overloaded), service._hold() as another:
-            another(1)
-    with service._hold() as take:
-        take(LARGE_BODIES * LIMIT)
+
+def test_large_body_without_free_memory_is_overloaded() -> None:
+    memory = Memory(100)
+    first, second = Reservation(memory), Reservation(memory)
+    first.add(100)
+    with pytest.raises(Overloaded):
+        second.add(1)
+    second.release()
+    first.release()
+    second.add(100)
+
+
+def test_memory_of_a_body_is_free_again_after_each_reply(library: None) -> None:
+    """Also where the handler, the size or the gzip failed."""
+
+    async def handler(body: bytes, headers: Any) -> Reply:
+        raise StoreUnavailable("for the test")
+
+    async def send(service: Service, body: bytes, *fields: tuple[bytes, bytes]) -> int:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": list(fields)}
+        return (await service.respond(Request(scope, receive))).status_code
+
+    async def all_of_them() -> list[int]:
+        service = Service("ingest", handler)
+        free = service._memory.free
+        packed = (b"content-encoding", b"gzip")
+        statuses = [
+            await send(service, b" " * 1_000_000),
+            await send(service, b" " * (LIMIT + 1)),
+            await send(service, gzip.compress(b"{}"), packed),
+            await send(service, b"no gzip", packed),
+        ]
+        assert service._memory.free == free == LARGE_BODIES * LIMIT
+        return statuses
+
+    assert asyncio.run(in_a_new_process(all_of_them())) == [503, 413, 503, 400]
 
 
 FLOODS = {
@@ -246,9 +276,17 @@ FLOODS = {
 }
 
 
+@pytest.fixture(scope="module")
+def tuned(postgres: Postgres) -> Iterator[Server]:
+    """A server with limits on what it buffers before a request: uvicorn itself (SERVER=stock) has none."""
+    with function("ingest", postgres.clone(), SERVER="tuned") as server:
+        yield server
+        assert "internal error" not in server.log
+
+
 @pytest.mark.parametrize("name", FLOODS)
-def test_flood_before_a_request_is_cut_off(own: dict[str, Server], name: str) -> None:
-    server = own["ingest"]
+def test_flood_before_a_request_is_cut_off(tuned: Server, name: str) -> None:
+    server = tuned
     peak = Peak(server)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         try:

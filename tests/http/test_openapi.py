@@ -1,4 +1,4 @@
-"""The OpenAPI document: it is what the code says, valid, complete, and to be looked at without the internet."""
+"""The OpenAPI document is what the code says, valid and complete; its page works without the internet."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from openapi_spec_validator import validate
 
 from metrics_ingest.errors import CODES
 from metrics_ingest.http import openapi
+from metrics_ingest.http.functions import FUNCTIONS
 from support.emulator import emulator
 from support.processes import ROOT, Postgres
 
@@ -40,6 +41,12 @@ def test_every_function_has_its_operations() -> None:
         for name in functions
         for path, methods in ((f"/{name}/", {"get", "post"}), (f"/{name}/health", {"get"}))
     }
+
+
+def test_request_bodies_are_of_the_types_that_the_functions_read() -> None:
+    for function in FUNCTIONS:
+        post = DOCUMENT["paths"][f"/{function.name}/"].get("post", {"requestBody": {"content": ()}})
+        assert set(post["requestBody"]["content"]) == {media_type.decode() for media_type in function.media_types}
 
 
 def test_every_code_is_in_the_document_under_its_status() -> None:

@@ -1,4 +1,4 @@
-"""Whatever goes wrong inside, an answer says so in our words and nothing else."""
+"""Whatever fails inside, the reply is a problem of ours that reveals nothing."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ CORRELATION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[
 
 
 class Unprintable(Exception):
-    """One that fails again when somebody wants to know more."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise ValueError(SECRET)

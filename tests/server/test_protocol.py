@@ -1,4 +1,4 @@
-"""The short way of a POST through the server: what it leaves out, what it must not, and when it is not taken."""
+"""The short path of a POST through the server: what it leaves out, what it keeps, and when it is not taken."""
 
 import asyncio
 import gc
@@ -15,15 +15,24 @@ from starlette.routing import Route
 from uvicorn.server import ServerState
 
 from metrics_ingest.http.replies import Reply
-from metrics_ingest.server.protocol import EXECUTION_ID, BoundedHttp, straight
+from metrics_ingest.server import protocol as tuned
+from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.server.protocol import EXECUTION_ID, TunedProtocol, without_middleware
 from support.processes import Stack
 from support.raw import exchange
 
 POST = b"POST /x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 
 
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol, installed for one test."""
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
+    tuned.install()
+
+
 class Wire(asyncio.Transport):
-    """A transport that keeps what is written to it, piece by piece."""
+    """A transport that keeps what is written to it, one item per write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +59,10 @@ Function = Callable[[Request], Awaitable[Response]]
 
 
 async def echo(request: Request) -> Response:
-    """The body, or what of the protocol's is missing."""
-    protocol = request.scope["extensions"]["metrics_ingest"]
-    body = protocol.take_body(request.scope)
+    """Reply with the body, and say if it had to be waited for."""
+    connection = fast_path(request.scope)
+    assert connection
+    body = connection.take_buffered_body(request.scope)
     return Reply(200, (body if body is not None else b"(in pieces) " + await request.body()) or b"nothing")
 
 
@@ -61,14 +71,14 @@ def framework(function: Function) -> Any:
     return aio._create_asgi_app_with_function(function, _function_registry.HTTP_SIGNATURE_TYPE, False)
 
 
-def serve(app: Any, test: Callable[[BoundedHttp, Wire], Awaitable[None]]) -> None:
-    """Run the test with a connection to the app, its protocol as functions-framework's server would make it."""
+def serve(app: Any, test: Callable[[TunedProtocol, Wire], Awaitable[None]]) -> None:
+    """Run the test with a connection to the app, made as functions-framework's server makes it."""
 
     async def run() -> None:
         config = uvicorn.config.Config(app, lifespan="off", log_config=None)
         config.load()
-        assert config.http_protocol_class is BoundedHttp
-        protocol = BoundedHttp(config, ServerState(), {}, asyncio.get_running_loop())
+        assert config.http_protocol_class is TunedProtocol
+        protocol = TunedProtocol(config, ServerState(), {}, asyncio.get_running_loop())
         wire = Wire()
         protocol.connection_made(wire)
         await test(protocol, wire)
@@ -84,7 +94,7 @@ async def settle() -> None:
 
 
 def test_answer_goes_out_in_one_piece() -> None:
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         for _ in range(3):
             protocol.data_received(POST)
             await settle()
@@ -93,15 +103,15 @@ def test_answer_goes_out_in_one_piece() -> None:
     serve(framework(echo), test)
 
 
-def test_post_goes_straight_to_the_handler_and_nothing_else_does() -> None:
-    """The framework's app has the shape that is looked for; its other routes stay its own."""
+def test_only_post_goes_directly_to_the_handler() -> None:
+    """functions-framework's app has the shape that `without_middleware` expects; its other routes are kept."""
     seen = []
 
     async def depth(request: Request) -> Response:
-        seen.append("app" in request.scope)  # Starlette's, which was passed by
+        seen.append("app" in request.scope)  # set by Starlette, which the short path leaves out
         return Reply(200, b"here")
 
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         protocol.data_received(POST)
         await settle()
         protocol.data_received(b"GET /x/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -122,7 +132,7 @@ async def other(scope: Any, receive: Any, send: Any) -> None:
     "app", [other, Starlette(routes=[Route("/ingest/", echo)]), Starlette(routes=[])], ids=["plain", "routed", "empty"]
 )
 def test_app_of_another_shape_is_left_as_it_is(app: Any) -> None:
-    assert straight(app) is app
+    assert without_middleware(app) is app
 
 
 @pytest.mark.parametrize(
@@ -134,8 +144,8 @@ def test_app_of_another_shape_is_left_as_it_is(app: Any) -> None:
     ],
     ids=["close", "http-1.0", "head"],
 )
-def test_answers_that_need_more_care_take_the_usual_way(request_bytes: bytes, head: bytes, body: bytes) -> None:
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+def test_other_replies_take_uvicorns_way(request_bytes: bytes, head: bytes, body: bytes) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         protocol.data_received(request_bytes)
         await settle()
         answer = b"".join(wire.pieces)
@@ -147,7 +157,7 @@ def test_answers_that_need_more_care_take_the_usual_way(request_bytes: bytes, he
 
 
 def test_body_in_pieces_is_waited_for() -> None:
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         protocol.data_received(POST[:-3])
         await settle()
         assert wire.pieces == []
@@ -159,7 +169,7 @@ def test_body_in_pieces_is_waited_for() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order_each_with_its_own_body() -> None:
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         protocol.data_received(b"".join(POST.replace(b"hello", b"hell%d" % number) for number in range(5)))
         await settle()
         answers = b"".join(wire.pieces).split(b"HTTP/1.1 200 OK")[1:]
@@ -175,7 +185,7 @@ def test_every_post_has_an_execution_id_and_keeps_the_one_it_came_with() -> None
         found.append([value for name, value in request.scope["headers"] if name == EXECUTION_ID])
         return Reply(200, b"")
 
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         for _ in range(2):
             protocol.data_received(POST)
             await settle()
@@ -190,9 +200,9 @@ def test_every_post_has_an_execution_id_and_keeps_the_one_it_came_with() -> None
 
 
 def test_request_leaves_nothing_to_the_garbage_collector() -> None:
-    """It would look through every request in flight for it: a twelfth of the server's time, in pauses of 40 ms."""
+    """Collecting cycles cost a twelfth of the server's time, in pauses of 40 ms."""
 
-    async def test(protocol: BoundedHttp, wire: Wire) -> None:
+    async def test(protocol: TunedProtocol, wire: Wire) -> None:
         for _ in range(3):  # what the first ones make stays
             protocol.data_received(POST)
             await settle()

@@ -21,7 +21,7 @@ from support.processes import ROOT, Server, query
 URL = os.environ.get("CITUS_URL", "")
 DISTRIBUTED = "SELECT count(*) FROM citus_tables WHERE table_name = 'metrics'::regclass"
 
-# Citus is in no package that pip or Debian has: whoever runs a cluster can check it, nobody else has to build one.
+# Neither pip nor Debian has Citus: whoever runs a cluster can check it, nobody else has to build one.
 pytestmark = pytest.mark.skipif(not URL, reason="CITUS_URL is not set")
 
 
@@ -47,7 +47,7 @@ def metric(user: str, **changes: Any) -> dict[str, Any]:
     return metrics.metric(user, **{"value": 1, "timestamp": datetime.now(UTC).isoformat(), **changes})
 
 
-def test_single_metrics_are_stored_once_and_faults_are_told(user: str, serve: Callable[..., Server]) -> None:
+def test_single_metrics_are_stored_once_and_faults_are_reported(user: str, serve: Callable[..., Server]) -> None:
     server = serve("ingest", URL)
     sent = metric(user, metric_id=str(uuid4()))
     answers = [requests.post(server.url, json=sent, timeout=30) for _ in range(2)]
@@ -72,11 +72,11 @@ def test_batches_over_many_shards_are_accounted_for(serve: Callable[..., Server]
     batch = [metric(users[n % 20], value=n, metric_id=str(uuid4())) for n in range(1000)]
     headers = {"Prefer": "handling=strict"} if strict else {}
     for stored, duplicates in ((1000, 0), (0, 1000)):
-        told = requests.post(server.url, json=batch, headers=headers, timeout=60).json()
-        assert (told["stored"], told["duplicates"], told["rejected"]) == (stored, duplicates, 0)
+        reply = requests.post(server.url, json=batch, headers=headers, timeout=60).json()
+        assert (reply["stored"], reply["duplicates"], reply["rejected"]) == (stored, duplicates, 0)
     wrong = [metric(users[0], metric_id=str(uuid4())), metric(users[1], value=-1), batch[0]]
-    told = requests.post(server.url, json=wrong, headers=headers, timeout=60).json()
-    assert (told["stored"], told["duplicates"], told["rejected"]) == ((0, 0, 1) if strict else (1, 1, 1))
+    reply = requests.post(server.url, json=wrong, headers=headers, timeout=60).json()
+    assert (reply["stored"], reply["duplicates"], reply["rejected"]) == ((0, 0, 1) if strict else (1, 1, 1))
     counted = query(URL, "SELECT count(*) FROM metrics WHERE user_id = ANY (CAST(:us AS uuid[]))", us=users)
     assert counted == [[1000 if strict else 1001]]
 

@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage.connection import Connection
 from metrics_ingest.storage.driver import connect
+from metrics_ingest.storage.lane import Lane
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
 from metrics_ingest.storage.seen_sessions import SeenSessions
 from support.processes import BIN, Postgres, Server, query
@@ -101,12 +101,12 @@ def test_with_an_instance_named_the_connector_logs_in(connector: None, database_
     database = read_database(environment)
 
     async def ingest() -> list[Outcome]:
-        store = Connection(database, SeenSessions())
+        lane = Lane(database, SeenSessions())
         try:
             row = (uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0)
-            return await store.execute(Operation.STORE_METRICS, [row], Commit.ALWAYS, time.monotonic() + 5)
+            return await lane.execute(Operation.STORE_METRICS, [row], Commit.VALID_ITEMS, time.monotonic() + 5)
         finally:
-            store.close()
+            lane.close()
 
     assert [outcome.kind for outcome in asyncio.run(ingest())] == ["unknown_user"]
     instance, driver, user, name, options = Connector.asked

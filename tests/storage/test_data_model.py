@@ -1,4 +1,4 @@
-"""docs/data-model.md is true: its diagram is the schema, and each of its queries runs and finds what it says."""
+"""docs/data-model.md: its diagram is the schema, and each of its queries runs and finds what the text says."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ USER, SESSION = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d", "d94d8b2d-25f1-4b5e-a7e3
 
 
 @pytest.fixture(scope="module")
-def told(postgres: Postgres) -> Console:
+def filled(postgres: Postgres) -> Console:
     """A database in which a user has had the session that the queries ask for."""
     console = Console(postgres.clone())
     console.sql("INSERT INTO users (user_id, name) VALUES (:u, 'Greg')", u=USER)
@@ -35,20 +35,20 @@ def told(postgres: Postgres) -> Console:
 
 
 def test_diagram_is_the_schema(console: Console) -> None:
-    (drawn,) = re.findall(r"^```mermaid\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert drawn == console.run("schema").output
+    (diagram,) = re.findall(r"^```mermaid\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert diagram == console.run("schema").output
 
 
-def test_every_table_and_view_has_its_words(told: Console) -> None:
-    names = told.sql("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+def test_every_table_and_view_is_described(filled: Console) -> None:
+    names = filled.sql("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
                      " AND relkind IN ('r', 'p', 'v')"
                      " AND NOT relispartition AND relname !~ 'yoyo'")  # fmt: skip
     assert [name for (name,) in names if f"`{name}`" not in DOCUMENT] == []
 
 
 @pytest.mark.parametrize("sql", QUERIES, ids=range(len(QUERIES)))
-def test_query_runs_and_finds_something(told: Console, sql: str) -> None:
-    assert told.sql(sql.replace(";", ""))
+def test_query_runs_and_finds_something(filled: Console, sql: str) -> None:
+    assert filled.sql(sql.replace(";", ""))
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_query_runs_and_finds_something(told: Console, sql: str) -> None:
         ("SELECT day, count", [[..., 1, 4]]),
     ],
 )
-def test_query_finds_what_it_says(told: Console, start: str, rows: list[list[Any]]) -> None:
+def test_query_finds_what_it_says(filled: Console, start: str, rows: list[list[Any]]) -> None:
     (sql,) = (query for query in QUERIES if query.startswith(start))
-    found = told.sql(sql.replace(";", ""))
+    found = filled.sql(sql.replace(";", ""))
     assert [[cell for cell, wanted in zip(row, rows[0], strict=True) if wanted is not ...] for row in found] == [
         [wanted for wanted in row if wanted is not ...] for row in rows
     ]

@@ -1,20 +1,20 @@
 """Values in PostgreSQL's binary format arrive as they were meant."""
 
-import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import pg8000.core
 import pg8000.native
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pg8000.exceptions import DatabaseError
 
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import pgwire as wire
-from metrics_ingest.storage.driver import connect
+from metrics_ingest.storage.driver import DatabaseSocket, connect
+from support.fake_postgres import DONE, PARSED, READY, error, message, row
 from support.processes import Postgres
 
 EPOCH = datetime(2000, 1, 1)
@@ -28,13 +28,9 @@ def connection(postgres: Postgres) -> Iterator[pg8000.native.Connection]:
     connection.close()
 
 
-def ask(connection: pg8000.native.Connection, *statements: bytes) -> list[Any]:
-    """Send the statements, with one Sync, and return the rows that come back, each one value as text."""
-    context = pg8000.core.Context(None, columns=(), input_funcs=(str,))
-    connection._sock.write(b"".join(statements) + wire.SYNC)
-    connection._sock.flush()
-    connection.handle_messages(context)
-    return [row[0] for row in context.rows]
+def ask(connection: pg8000.native.Connection, *statements: wire.Statement) -> list[Any]:
+    """Send the statements, with one Sync, and return their values."""
+    return DatabaseSocket(connection).exchange(list(statements), wire.IDLE)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,22 +51,41 @@ def test_each_kind_of_array_arrives(
 ) -> None:
     microseconds = [(instant - EPOCH) // timedelta(microseconds=1) for instant in instants]
     connection.run("SET timezone = 'UTC'")
-    (answer,) = ask(connection, wire.statement("SELECT json_build_array($1, $2, $3, $4, $5)", [
+    (answer,) = ask(connection, wire.query("SELECT json_build_array($1, $2, $3, $4, $5)", [
         wire.uuids([one.bytes for one in ids]),
         wire.timestamps(microseconds),
         wire.floats(numbers),
         wire.booleans(flags),
         wire.texts(words),
     ]))  # fmt: skip
-    got_ids, got_instants, *rest = json.loads(answer)
+    got_ids, got_instants, *rest = answer
     assert [UUID(one) for one in got_ids] == ids
     assert [datetime.fromisoformat(one).replace(tzinfo=None) for one in got_instants] == instants
     assert rest == [numbers, flags, words]
 
 
 def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Connection) -> None:
-    one = wire.statement("SELECT pg_current_xact_id()::text || $1", [wire.json(b'"x"')])
+    one = wire.query("SELECT json_build_array(pg_current_xact_id()::text, $1)", [wire.json(b'"x"')])
     with pytest.raises(pg8000.native.DatabaseError):
-        ask(connection, one, wire.statement("nonsense"), one)
-    first, second = ask(connection, wire.statement("BEGIN"), one, one, wire.statement("COMMIT"))
+        ask(connection, one, wire.command("nonsense"), one)
+    first, second = ask(connection, wire.command("BEGIN"), one, one, wire.command("COMMIT"))
     assert first == second
+    assert first[1] == "x"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_answer_may_arrive_in_pieces_of_any_size(size: int) -> None:
+    received = PARSED + message(b"N", b"SNOTICE\0\0") + row(b'{"a": 1}') + DONE + PARSED + row(None) + DONE + READY
+    answer = wire.Answer([wire.query("SELECT 1"), wire.query("SELECT 2")], wire.IDLE)
+    pieces = [received[at : at + size] for at in range(0, len(received), size)]
+    assert [answer.feed(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert answer.values() == [{"a": 1}, None]
+    assert not answer.unread
+
+
+def test_error_ends_the_other_statements() -> None:
+    answer = wire.Answer([wire.command("BEGIN"), wire.query("SELECT 1")], wire.IN_TRANSACTION)
+    assert answer.feed(PARSED + DONE + PARSED + error("23514") + message(b"Z", b"E"))
+    with pytest.raises(DatabaseError) as caught:
+        answer.values()
+    assert caught.value.args[0] == {"S": "FEHLER", "V": "ERROR", "C": "23514", "M": "says the test"}

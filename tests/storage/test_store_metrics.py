@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from metrics_ingest.model.metric import Row
+from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import seen_sessions as sessions
 from metrics_ingest.storage.driver import connect
@@ -16,9 +16,9 @@ from support.processes import Stack, eventually, query
 
 def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that serves for months does not keep them all; what is forgotten is looked for again."""
-    monkeypatch.setattr(sessions, "MOST", 10)
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 10)
     seen = SeenSessions()
-    rows: list[Row] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
+    rows: list[MetricRow] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
     for row in rows:
         assert seen.unseen([row]) == [True]
         seen.remember([row])

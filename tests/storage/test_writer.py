@@ -1,4 +1,4 @@
-"""The writer's own mechanisms, one at a time, on a store that does what the test says."""
+"""The writer's own mechanisms, one at a time, on a lane that does what the test says."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,7 +15,7 @@ from metrics_ingest.storage.writer import Writer
 Script = Callable[[Sequence[Any]], list[Outcome]]
 
 
-class FakeConnection:
+class FakeLane:
     """Does as the script says: return outcomes or raise, by the items; it keeps what it was given."""
 
     def __init__(self, script: Script = lambda items: []) -> None:
@@ -40,8 +40,8 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
 
 
-def make(*stores: Any, queue: int = 100, timeout_s: float = 5) -> Writer:
-    return Writer(stores, queue, timeout_s)
+def make(*lanes: Any, queue: int = 100, timeout_s: float = 5) -> Writer:
+    return Writer(lanes, queue, timeout_s)
 
 
 def duplicates(items: Sequence[Any]) -> list[Outcome]:
@@ -58,7 +58,7 @@ def test_own_lost_copy_counts_as_stored_and_others_as_duplicates() -> None:
                 raise error
             return duplicates(items)
 
-        subject = make(FakeConnection(script))
+        subject = make(FakeLane(script))
         assert await subject.write(Operation.STORE_METRICS, ["a"]) == []
         assert [outcome.kind for outcome in await subject.write(Operation.STORE_METRICS, ["b"])] == ["duplicate"]
 
@@ -75,7 +75,7 @@ def test_failure_before_anything_was_sent_makes_no_duplicate_look_stored() -> No
                 raise error
             return duplicates(items)
 
-        assert len(await make(FakeConnection(script)).write(Operation.STORE_METRICS, ["a"])) == 1
+        assert len(await make(FakeLane(script)).write(Operation.STORE_METRICS, ["a"])) == 1
 
     run(test)
 
@@ -88,15 +88,15 @@ def test_one_poisoned_request_of_a_thousand_fails_alone_and_soon(error: Exceptio
                 raise error
             return []
 
-        store = FakeConnection(script)
-        subject = make(store, queue=10_000)
+        lane = FakeLane(script)
+        subject = make(lane, queue=10_000)
         items = ["poison" if number == 617 else number for number in range(1000)]
         results = await asyncio.gather(
             *(subject.write(Operation.STORE_METRICS, [item]) for item in items), return_exceptions=True
         )
         assert [number for number, result in enumerate(results) if result != []] == [617]
         assert results[617] is error
-        assert len(store.calls) < 25
+        assert len(lane.calls) < 25
 
     run(test)
 
@@ -105,9 +105,9 @@ def test_hung_lane_holds_up_nothing_but_itself() -> None:
     """Those in it are answered in time, those that come meanwhile take the other."""
 
     async def test() -> None:
-        hung, sound = FakeConnection(), FakeConnection()
+        hung, working = FakeLane(), FakeLane()
         hung.gate.clear()
-        subject = make(sound, hung, timeout_s=0.5)  # the last is taken first
+        subject = make(working, hung, timeout_s=0.5)  # the last is taken first
         first = asyncio.ensure_future(subject.write(Operation.STORE_METRICS, ["a"]))
         await asyncio.sleep(0.1)
         for item in range(20):
@@ -119,13 +119,13 @@ def test_hung_lane_holds_up_nothing_but_itself() -> None:
     run(test)
 
 
-def test_jobs_that_were_given_up_make_room() -> None:
+def test_expired_requests_make_room() -> None:
     """While every lane hangs, what nobody waits for any more must not fill the queue."""
 
     async def test() -> None:
-        store = FakeConnection()
-        store.gate.clear()
-        subject = make(store, queue=10, timeout_s=0.4)
+        lane = FakeLane()
+        lane.gate.clear()
+        subject = make(lane, queue=10, timeout_s=0.4)
         waiting = [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [0]))]
         await asyncio.sleep(0.01)
         waiting += [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, list(range(5)))) for _ in range(2)]
@@ -135,68 +135,66 @@ def test_jobs_that_were_given_up_make_room() -> None:
         assert {type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)} == {StoreUnavailable}
         later = asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [1]))
         await asyncio.sleep(0.01)
-        store.gate.set()
+        lane.gate.set()
         assert await later == []
-        assert store.calls == [[0], [1]]
+        assert lane.calls == [[0], [1]]
 
     run(test)
 
 
 def test_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
     async def test() -> None:
-        assert await make(FakeConnection(), queue=10).write(Operation.STORE_METRICS, list(range(11))) == []
+        assert await make(FakeLane(), queue=10).write(Operation.STORE_METRICS, list(range(11))) == []
 
     run(test)
 
 
 def test_strict_requests_and_other_calls_travel_alone() -> None:
     async def test() -> None:
-        store = FakeConnection()
-        store.gate.clear()
-        subject = make(store)
-        plans = [(Operation.STORE_METRICS, Commit.ALWAYS)] * 3 + [
-            (Operation.STORE_METRICS, Commit.ALL_STORED),
-            (Operation.STORE_METRICS, Commit.ALWAYS),
+        lane = FakeLane()
+        lane.gate.clear()
+        subject = make(lane)
+        plans = [(Operation.STORE_METRICS, Commit.VALID_ITEMS)] * 3 + [
+            (Operation.STORE_METRICS, Commit.ALL_OR_NOTHING),
+            (Operation.STORE_METRICS, Commit.VALID_ITEMS),
         ]
-        plans += [(Operation.STORE_METRICS, Commit.ALWAYS), (Operation.REGISTER_USERS, Commit.ALWAYS)]
+        plans += [(Operation.STORE_METRICS, Commit.VALID_ITEMS), (Operation.REGISTER_USERS, Commit.VALID_ITEMS)]
         first = asyncio.ensure_future(subject.write(Operation.PING, ()))
         await asyncio.sleep(0.01)
         rest = [
             asyncio.ensure_future(subject.write(call, [number], commit)) for number, (call, commit) in enumerate(plans)
         ]
         await asyncio.sleep(0.01)
-        store.gate.set()
+        lane.gate.set()
         assert await asyncio.gather(first, *rest) == [[]] * 8
-        assert store.calls == [[], [0, 1, 2], [3], [4, 5], [6]]
+        assert lane.calls == [[], [0, 1, 2], [3], [4, 5], [6]]
 
     run(test)
 
 
 def test_everyone_gets_the_outcomes_of_their_own_positions() -> None:
     async def test() -> None:
-        store = FakeConnection(
-            lambda items: [Outcome(at, "duplicate", {}) for at, item in enumerate(items) if item == "x"]
-        )
-        subject = make(store)
+        lane = FakeLane(lambda items: [Outcome(at, "duplicate", {}) for at, item in enumerate(items) if item == "x"])
+        subject = make(lane)
         results = await asyncio.gather(
             *(subject.write(Operation.STORE_METRICS, items) for items in (["a", "x"], ["b"], ["x", "c", "x"]))
         )
         assert [[outcome.position for outcome in result] for result in results] == [[1], [], [0, 2]]
-        assert len(store.calls) == 1
+        assert len(lane.calls) == 1
 
     run(test)
 
 
 def test_cancelled_request_holds_nothing() -> None:
     async def test() -> None:
-        store = FakeConnection()
-        store.gate.clear()
-        subject = make(store)
+        lane = FakeLane()
+        lane.gate.clear()
+        subject = make(lane)
         tasks = [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [number])) for number in range(5)]
         await asyncio.sleep(0.01)
         for task in tasks[1:4]:
             task.cancel()
-        store.gate.set()
+        lane.gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [result == [] for result in results] == [True, False, False, False, True]
         assert await asyncio.wait_for(subject.write(Operation.STORE_METRICS, ["next"]), 1) == []
@@ -208,7 +206,7 @@ def test_no_wake_up_is_lost_whatever_the_order() -> None:
     """A thousand requests that come at any moment of a flush: none waits for another to come along."""
 
     async def test() -> None:
-        subject = make(FakeConnection(), FakeConnection(), queue=10_000)
+        subject = make(FakeLane(), FakeLane(), queue=10_000)
 
         async def client(number: int) -> None:
             for turn in range(20):
@@ -223,13 +221,13 @@ def test_no_wake_up_is_lost_whatever_the_order() -> None:
 
 def test_end_of_the_process_answers_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        store = FakeConnection()
-        store.gate.clear()
-        subject = make(store, timeout_s=60)
+        lane = FakeLane()
+        lane.gate.clear()
+        subject = make(lane, timeout_s=60)
         waiting = [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [number])) for number in range(3)]
         await asyncio.sleep(0.05)
         shutdown.shutdown_deadline().until = asyncio.get_running_loop().time()
-        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2 * writer.SWEEP_S)
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2 * writer.EXPIRY_CHECK_S)
         assert {type(result) for result in results} == {StoreUnavailable}
 
     run(test)

@@ -8,7 +8,6 @@ from typing import Self
 
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 PARAMETERS = {"server_version": "18.0", "client_encoding": "UTF8", "TimeZone": "UTC", "integer_datetimes": "on"}
-JSON, TEXT = 114, 25  # pg_type
 
 
 class Last(bytes):
@@ -28,12 +27,6 @@ def ready(state: bytes = b"I") -> bytes:
     return message(b"Z", state)
 
 
-def row_description(*names: str, oid: int = JSON) -> bytes:
-    """RowDescription of columns in text format."""
-    columns = (name.encode() + b"\0" + struct.pack("!ihihih", 0, 0, oid, -1, -1, 0) for name in names)
-    return message(b"T", struct.pack("!h", len(names)) + b"".join(columns))
-
-
 def row(*values: bytes | None) -> bytes:
     """DataRow; None is NULL."""
     fields = (b"\xff\xff\xff\xff" if value is None else struct.pack("!i", len(value)) + value for value in values)
@@ -45,15 +38,19 @@ def complete(tag: str = "SELECT 1") -> bytes:
     return message(b"C", tag.encode() + b"\0")
 
 
-def error(state: str, text: str, severity: str = "ERROR") -> bytes:
-    """ErrorResponse."""
-    fields = (("S", severity), ("V", severity), ("C", state), ("M", text))
-    return message(b"E", b"".join(f"{code}{value}".encode() + b"\0" for code, value in fields) + b"\0")
+def error(state: str, text: str = "says the test", severity: str = "ERROR", **more: str) -> bytes:
+    """ErrorResponse; its severity is also in another language, as a server with lc_messages sends it."""
+    fields = {"S": "FEHLER", "V": severity, "C": state, "M": text, **more}
+    return message(b"E", b"".join(f"{code}{value}".encode() + b"\0" for code, value in fields.items()) + b"\0")
+
+
+PARSED = message(b"1") + message(b"2")  # ParseComplete and BindComplete
+DONE, READY = complete(), ready()
 
 
 def answer(value: bytes | None = None) -> bytes:
     """A whole, correct reply to Parse, Bind, Execute and Sync of a statement with one JSON value."""
-    return message(b"1") + message(b"2") + row_description("value") + row(value) + complete() + ready()
+    return PARSED + row(value) + DONE + READY
 
 
 class FakePostgres:

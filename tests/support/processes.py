@@ -19,8 +19,8 @@ import psutil
 import requests
 
 from metrics_ingest import shutdown
-from metrics_ingest.http import service
 from metrics_ingest.local import postgres as embedded
+from metrics_ingest.server import deadlines
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations, writer
 from metrics_ingest.storage.driver import connect
@@ -28,6 +28,7 @@ from metrics_ingest.storage.driver import connect
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TEMPLATE = "migrated_template"
+CHOSEN = {name: os.environ[name] for name in ("SERVER",) if name in os.environ}  # SERVER=stock make test
 
 
 class Postgres:
@@ -109,7 +110,7 @@ class Server:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
         self.process = subprocess.Popen(
             command,
-            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
+            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **CHOSEN, **environment},
             cwd=directory or "/",  # a function must not depend on where it is started
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -198,7 +199,11 @@ class Stack:
 
 async def in_a_new_process(answer: Awaitable[Any]) -> Any:
     """Await what a service answers in this process, as if it were the process's first request."""
-    for made_by_the_first_request in (service.arrivals, shutdown.shutdown_deadline, writer.writer):
+    for made_by_the_first_request in (
+        deadlines.body_deadlines,
+        shutdown.shutdown_deadline,
+        writer.writer,
+    ):
         made_by_the_first_request.cache_clear()
     return await answer
 

@@ -4,33 +4,28 @@
 CREATE OR REPLACE FUNCTION store_metrics(
     user_ids uuid[], timestamps timestamptz[], metric_ids uuid[], session_ids uuid[], types text[], numbers float8[],
     new_sessions boolean[]
-) RETURNS json
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
-AS $function$
+) RETURNS json LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $function$
 BEGIN
     PERFORM FROM users WHERE false;
     DELETE FROM sessions WHERE false;
     BEGIN
         RETURN insert_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers, new_sessions);
     EXCEPTION WHEN unique_violation OR foreign_key_violation OR internal_error THEN
-        RETURN check_and_store_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers);
+        RETURN check_and_store_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers,
+                                       ARRAY(SELECT generate_series(1, cardinality(user_ids))));
     END;
 END
 $function$;
 
 -- Citus has no LATERAL across shards, and would fetch the whole table for a join that does not filter by user_id.
 CREATE OR REPLACE FUNCTION existing_metrics(wanted json) RETURNS json
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, public, pg_temp
-AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
 DECLARE
     user_ids uuid[] := ARRAY(SELECT user_id FROM json_to_recordset(wanted) AS sent (user_id uuid));
     existing json;
 BEGIN
     SELECT json_agg(metric) INTO existing
-    FROM (SELECT metrics.*
-          FROM metrics
+    FROM (SELECT metrics.* FROM metrics
           JOIN (SELECT DISTINCT sent.* FROM json_to_recordset(wanted)
                     AS sent (user_id uuid, timestamp timestamptz, metric_id uuid)) AS sent
               USING (user_id, timestamp, metric_id)
@@ -40,9 +35,6 @@ END
 $function$;
 
 -- A worker's transaction ids have no order relative to the coordinator's. With 0, refresh_summaries does not compare
--- them: metrics of the last ten minutes are recomputed by each refresh.
+-- them, but recomputes the metrics of the last ten minutes each time.
 CREATE OR REPLACE FUNCTION first_unseen_xid() RETURNS xid8
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, public, pg_temp
-AS $function$ SELECT '0'::xid8 $function$;
-REVOKE ALL ON FUNCTION store_metrics, existing_metrics, first_unseen_xid FROM PUBLIC;
+LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $function$ SELECT '0'::xid8 $function$;

@@ -1,59 +1,143 @@
-"""What a body may cost before it is known to be worth anything.
+"""Read request bodies within limits: size, memory, time, and number of JSON values.
 
 A parser makes up to 150 bytes of objects out of one byte of JSON (measured: 10 MB of `[],[],…` became 500 MB, a million
-keys 1.6 GB), so the number of values is held to what the metrics of a valid body can have before anything parses it.
+keys 1.6 GB), so the number of values is limited, before parsing, to what the metrics of a valid body can have.
 """
 
 import zlib
 
 from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.types import Message
 
-from metrics_ingest.errors import Fault, RequestRefused
+from metrics_ingest.errors import Fault, Overloaded, RequestRefused
+from metrics_ingest.http.headers import Headers, is_gzip
+from metrics_ingest.server.deadlines import BodyTimeout, body_deadlines
+from metrics_ingest.server.fast_path import fast_path
 
-SMALL = 65_536  # a body of this size can do no harm, whatever it holds; the checks below are for larger ones
-MEMBERS = 4_096  # of one gzip body; each costs a decompressor
-VALUES_PER_METRIC = 16  # a metric has 6; a batch of metrics with unknown fields is still told about each of them
+SMALL = 65_536  # bytes; a body up to this size, in one part and not gzip, is not checked, because it can do no harm
+LARGE_BODIES = 4  # times MAX_BODY_BYTES: the memory of all other bodies of a function together
+GZIP_MEMBERS = 4_096  # of one body; each costs a decompressor
+VALUES_PER_METRIC = 16  # a valid metric has 6; the rest allows for reporting unknown fields of each metric
 NESTED_PER_METRIC = 4
 
 
-def check_structure(body: bytes, most: int, *, lines: bool = False) -> None:
-    """Refuse a JSON text (or one on each of its `lines`) of far more values than `most` metrics can have.
+class Memory:
+    """The bytes that all large bodies of a function may hold together, each until its request is answered."""
 
-    Raise RequestRefused.
+    def __init__(self, limit: int) -> None:
+        self.free = limit
+
+
+class Reservation:
+    """The bytes that one request holds of a Memory. The caller must `release` them when it has answered."""
+
+    __slots__ = ("_memory", "_size")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        """Reserve `size` more bytes. Raise Overloaded if they are not free."""
+        if size > self._memory.free:
+            raise Overloaded
+        self._memory.free -= size
+        self._size += size
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._memory.free += self._size
+        self._size = 0
+
+
+async def read_body(request: Request, headers: Headers, limit: int, reservation: Reservation) -> bytes:
+    """Return the body, decompressed. `limit` holds for its size as sent and decompressed, checked while reading.
+
+    Raise RequestRefused, Overloaded.
     """
-    if len(body) <= SMALL:
-        return
-    values = body.count(b",") + (body.count(b"\n") if lines else 0)
-    nested = body.count(b"[") + body.count(b"{")
-    if values <= VALUES_PER_METRIC * most + 1_000 and nested <= NESTED_PER_METRIC * most + 1_000:
-        return
-    if not lines:
-        try:
-            from_json(body[:SMALL], allow_partial=True)
-        except ValueError as error:
-            raise RequestRefused(Fault("malformed_json", f"Invalid JSON: {error}")) from error
-    code, metrics = ("too_many_metrics", f"{most} metrics") if most > 1 else ("payload_too_large", "one object")
-    raise RequestRefused(Fault(code, f"the body has far more values than {metrics} can have"))
+    gzipped = is_gzip(headers)
+    declared = headers.get(b"content-length")
+    if declared and declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    connection = fast_path(request.scope)
+    body = connection.take_buffered_body(request.scope) if connection else None
+    try:
+        message: Message = {"type": "http.request"}
+        if body is None:
+            message = await body_deadlines().wait(request.receive())
+            body = message.get("body", b"")
+        if message.get("more_body") or gzipped or len(body) > SMALL:
+            body = await body_deadlines().wait(_all_parts(request, body, message, limit, reservation))
+    except BodyTimeout:
+        detail = "the body took too long to arrive"
+        raise RequestRefused(Fault("malformed_json", detail), headers={"Connection": "close"}) from None
+    if len(body) > limit:
+        raise _too_large(limit)
+    if gzipped:
+        body = gunzip(body, limit)
+        reservation.add(len(body))
+    return body
 
 
-def gunzip(packed: bytes | bytearray, limit: int, too_large: RequestRefused) -> bytes:
-    """Unpack all members of a gzip body (RFC 1952, section 2.2). Raise `too_large` beyond `limit` bytes."""
+async def _all_parts(request: Request, first: bytes, message: Message, limit: int, reservation: Reservation) -> bytes:
+    """Return the body whose `first` part came in `message`; of a body beyond `limit`, only the parts up to there."""
+    body = bytearray(first)
+    reservation.add(len(body))
+    while message.get("more_body") and len(body) <= limit:
+        message = await request.receive()
+        part = message.get("body", b"")
+        reservation.add(len(part))
+        body_deadlines().extend(len(part))
+        body += part
+    if message["type"] == "http.disconnect":
+        raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # for the log: the client is gone
+    return bytes(body)
+
+
+def gunzip(packed: bytes, limit: int) -> bytes:
+    """Decompress all members of a gzip body (RFC 1952, section 2.2).
+
+    Raise RequestRefused: payload_too_large beyond `limit` bytes, malformed_json for what is not gzip.
+    """
     unpacked = bytearray()
     rest = memoryview(packed)
     try:
-        for _ in range(MEMBERS):
+        for _ in range(GZIP_MEMBERS):
             member = zlib.decompressobj(wbits=31)
             while rest and not member.eof:
-                # In pieces: what follows a member is copied each time one ends.
-                piece = rest[:SMALL]
-                unpacked += member.decompress(piece, limit + 1 - len(unpacked))
+                # In parts, because zlib copies all that follows a member when that ends.
+                part = rest[:SMALL]
+                unpacked += member.decompress(part, limit + 1 - len(unpacked))
                 if len(unpacked) > limit:
-                    raise too_large
-                rest = rest[len(piece) - len(member.unused_data) :]
+                    raise _too_large(limit)
+                rest = rest[len(part) - len(member.unused_data) :]
             if not member.eof:
                 raise zlib.error("it ends too early")
             if not rest:
                 return bytes(unpacked)
-        raise zlib.error(f"it has more than {MEMBERS} members")
+        raise zlib.error(f"it has more than {GZIP_MEMBERS} members")
     except zlib.error as error:
         raise RequestRefused(Fault("malformed_json", f"the body is not gzip as announced: {error}")) from error
+
+
+def check_structure(body: bytes, max_metrics: int, *, ndjson: bool = False) -> None:
+    """Raise RequestRefused for a JSON text, or NDJSON, of far more values than `max_metrics` metrics can have."""
+    if len(body) <= SMALL:
+        return
+    values = body.count(b",") + (body.count(b"\n") if ndjson else 0)
+    nested = body.count(b"[") + body.count(b"{")
+    if values <= VALUES_PER_METRIC * max_metrics + 1_000 and nested <= NESTED_PER_METRIC * max_metrics + 1_000:
+        return
+    if not ndjson:
+        try:
+            from_json(body[:SMALL], allow_partial=True)
+        except ValueError as error:
+            raise RequestRefused(Fault("malformed_json", f"Invalid JSON: {error}")) from error
+    many = max_metrics > 1
+    code, limit = ("too_many_metrics", f"{max_metrics} metrics") if many else ("payload_too_large", "one object")
+    raise RequestRefused(Fault(code, f"the body has far more values than {limit} can have"))
+
+
+def _too_large(limit: int) -> RequestRefused:
+    return RequestRefused(Fault("payload_too_large", f"the body may have {limit} bytes at most"))

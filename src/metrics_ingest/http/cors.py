@@ -1,4 +1,4 @@
-"""Browsers that post directly: which pages may read the answers (the Fetch standard, CORS protocol)."""
+"""CORS: which web pages may send requests and read the replies (the Fetch standard, "CORS protocol")."""
 
 from collections.abc import Iterable
 
@@ -22,10 +22,10 @@ VARY = (b"vary", b"Origin")
 
 
 class Cors:
-    """What CORS_ORIGINS allows.
+    """The header fields that CORS_ORIGINS adds to replies.
 
-    A listed origin may send credentials: navigator.sendBeacon always does, and no cookie means anything here. With `*`
-    credentials stay forbidden: a page that nobody has named should not send what a gateway's cookie opens.
+    A listed origin may send credentials, because navigator.sendBeacon always does; cookies have no effect here. `*`
+    does not allow credentials, because a gateway's cookie should not work from a page that nobody has listed.
     """
 
     def __init__(self, origins: Iterable[str]) -> None:
@@ -43,12 +43,12 @@ class Cors:
             self._fields, self._others = {}, [(b"access-control-allow-origin", b"*"), EXPOSED]
 
     def fields(self, raw: Iterable[tuple[bytes, bytes]]) -> Fields:
-        """The header fields to add to the answer of a request with the `raw` ones."""
+        """Return the header fields to add to the reply to a request with the `raw` fields."""
         return self._fields.get(next((value for name, value in raw if name == b"origin"), b""), self._others)
 
 
 def preflight() -> Response:
-    """The answer to OPTIONS. Without Access-Control-Allow-Origin, which is added to every answer, it allows nothing."""
+    """Return the reply to OPTIONS. It allows nothing without Access-Control-Allow-Origin, which `Cors.fields` adds."""
     response = Response(status_code=204)
     response.raw_headers = [(b"allow", b"GET, HEAD, OPTIONS, POST"), *PREFLIGHT]
     return response

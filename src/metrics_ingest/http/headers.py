@@ -1,18 +1,17 @@
-"""The header fields of a request that a function reads: media type, Idempotency-Key, Prefer."""
+"""The header fields of a request: what its body is, Idempotency-Key, Prefer."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 from metrics_ingest.errors import Fault, RequestRefused
-
-JSON = b"application/json"
-NDJSON = b"application/x-ndjson"
+from metrics_ingest.http.functions import JSON
+from metrics_ingest.model.validation import excerpt
 
 Headers = Mapping[bytes, bytes]
 
 
 def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
-    """The header fields by lower-case name; a repeated one is one list (RFC 9110, section 5.3)."""
+    """Return the header fields by lower-case name; a repeated one is one list (RFC 9110, section 5.3)."""
     headers = dict(raw)
     if len(headers) != len(raw):
         lists: dict[bytes, list[bytes]] = {}
@@ -23,12 +22,30 @@ def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
 
 
 def media_type(headers: Headers) -> bytes:
-    """The Content-Type without its parameters; what has none is JSON."""
+    """Return the Content-Type without its parameters. Without the header the body is JSON."""
     return headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
 
 
+def accepted_media_type(headers: Headers, accepted: Sequence[bytes]) -> bytes:
+    """Return the body's media type. Raise RequestRefused (unsupported_media_type) if it is not one of `accepted`."""
+    sent = media_type(headers)
+    if sent not in accepted:
+        wanted = " or ".join(name.decode() for name in accepted)
+        raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {excerpt(sent.decode('latin-1'))}"))
+    return sent
+
+
+def is_gzip(headers: Headers) -> bool:
+    """Return whether the body is gzip. Raise RequestRefused (unsupported_encoding) if it is neither gzip nor plain."""
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"identity", b"gzip", b"x-gzip"):
+        detail = f"send the body as it is or as gzip, not as {excerpt(encoding.decode('latin-1'))}"
+        raise RequestRefused(Fault("unsupported_encoding", detail), headers={"Accept-Encoding": "gzip, identity"})
+    return encoding != b"identity"
+
+
 def idempotency_key(headers: Headers) -> str | None:
-    """The Idempotency-Key header, if sent: 1 to 255 visible ASCII characters."""
+    """Return the Idempotency-Key header, or None. Raise RequestRefused (invalid_field) if it breaks the rule below."""
     key = headers.get(b"idempotency-key")
     if key is None:
         return None
@@ -40,7 +57,7 @@ def idempotency_key(headers: Headers) -> str | None:
 
 
 def prefers_strict(headers: Headers) -> bool:
-    """Whether the sender prefers handling=strict (RFC 7240, sections 2 and 4.4). Of several wishes the first counts."""
+    """Return whether the client prefers handling=strict (RFC 7240, sections 2 and 4.4). The first of several counts."""
     for preference in headers.get(b"prefer", b"").lower().split(b","):
         name, _, value = preference.partition(b";")[0].partition(b"=")
         if name.strip() == b"handling":

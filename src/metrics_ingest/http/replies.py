@@ -1,22 +1,19 @@
-"""Replies: ready bytes, the account of a batch, and errors as problem+json (RFC 9457)."""
+"""Replies: a response of ready bytes, the reply of a batch, and errors as problem+json (RFC 9457)."""
 
 import logging
 import uuid
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
-from metrics_ingest.http.headers import JSON
+from metrics_ingest.http.functions import JSON
+from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.storage.ingest import Report
 from metrics_ingest.storage.quarantine import Faults
-
-if TYPE_CHECKING:
-    from metrics_ingest.server.protocol import BoundedHttp
 
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
@@ -25,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class Reply(Response):
-    """A response of ready bytes. Starlette's own renders and encodes what is known here already."""
+    """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
-    rejected: Faults = MappingProxyType({})  # of a batch that was answered: for `rejected.keep`
+    rejected: Faults = MappingProxyType({})  # of a batch: what the service puts in quarantine
 
     def __init__(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON
@@ -38,38 +35,49 @@ class Reply(Response):
         self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, if somebody is there: uvicorn overlooks that a client with more requests behind has gone."""
+        """Send the reply, in one write if possible. A client that has disconnected is no error."""
         try:
-            protocol = protocol_of(scope)
-            if not (protocol and protocol.answer(scope, self.status_code, self.raw_headers, self.body)):
+            connection = fast_path(scope)
+            if not (connection and connection.send_reply(scope, self.status_code, self.raw_headers, self.body)):
                 await super().__call__(scope, receive, send)
-        except RuntimeError:  # uvloop's "the handler is closed"
-            logger.debug("the client has gone")
+        except (
+            RuntimeError
+        ):  # uvloop's "the handler is closed": uvicorn writes after a disconnect with requests pending
+            logger.debug("client disconnected before the reply")
 
 
-def report_body(report: Report) -> bytes:
-    """The JSON reply of /ingest_batch/."""
+def report_body(report: Report, *, strict: bool = False) -> bytes:
+    """Return the JSON reply of /ingest_batch/.
+
+    received = stored + duplicates + rejected. In the reply to a refused strict batch, of which nothing is stored,
+    `valid` is the number of the other metrics, so that received = rejected + valid.
+    """
+    rejected = len(report.faults)
     return to_json({
         "message": f"{report.stored} of {report.received} metrics stored",
         "received": report.received,
         "stored": report.stored,
         "duplicates": report.duplicates,
-        "rejected": len(report.faults),
+        "rejected": rejected,
+        **({"valid": report.received - rejected} if strict and rejected else {}),
         "errors": [
-            {"index": position, **fault_entry(fault)}
+            {"index": position, **error_entry(fault)}
             for position in sorted(report.faults)
             for fault in report.faults[position]
         ],
     })  # fmt: skip
 
 
-def fault_entry(fault: Fault) -> dict[str, str | None]:
-    """A fault as it stands in a list of errors."""
+def error_entry(fault: Fault) -> dict[str, str | None]:
+    """Return a fault as an entry of `errors`."""
     return {"code": fault.code, "field": fault.field, "metric_id": fault.metric_id, "detail": fault.detail}
 
 
 def problem(error: Exception) -> Response:
-    """The one place where an exception becomes an answer (RFC 9457). What is unexpected is logged, not told."""
+    """Return the reply for any exception (RFC 9457); this is the only place that makes one.
+
+    An unexpected exception is logged with a correlation id, and the reply holds that id only.
+    """
     headers: dict[str, str] = {}
     faults: tuple[Fault, ...]
     if isinstance(error, RequestRefused):
@@ -89,13 +97,7 @@ def problem(error: Exception) -> Response:
         "status": status.value,
         "detail": faults[0].detail,
         "code": faults[0].code,
-        "errors": [fault_entry(fault) for fault in faults],
+        "errors": [error_entry(fault) for fault in faults],
     }
     fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())
     return Reply(status, to_json(body), fields, PROBLEM_JSON)
-
-
-def protocol_of(scope: Scope) -> "BoundedHttp | None":
-    """The connection of the request, if it is served by our own protocol."""
-    extensions: dict[str, BoundedHttp] = scope.get("extensions", {})
-    return extensions.get("metrics_ingest")

@@ -22,12 +22,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http import openapi
+from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import reason_of
 
-FUNCTIONS = ("ingest", "ingest_batch", "users")
 READY_MESSAGE = """\
 metrics-ingest is ready:
 {routes}
@@ -61,7 +61,7 @@ DOCS = """<!DOCTYPE html>
 
 
 class Dispatcher:
-    """Passes a request to the function that its first path segment names; the path stays unchanged."""
+    """Passes each request to the function that owns its path. The path is not changed."""
 
     def __init__(self, functions: dict[str, ASGIApp]) -> None:
         self._functions = functions
@@ -74,7 +74,9 @@ class Dispatcher:
         if not segment and scope["method"] in ("GET", "HEAD"):
             app = Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
         else:
-            app = self._docs if segment in ("docs", "openapi.json") else self._functions.get(segment)
+            function = owner(scope["path"])
+            owned = self._functions[function.name] if function else None
+            app = self._docs if segment in ("docs", "openapi.json") else owned
         await (app or _not_found(scope))(scope, receive, send)
 
 
@@ -103,7 +105,8 @@ def _not_found(scope: Scope) -> Response:
 
 def load(directory: Path) -> Dispatcher:
     """Load each function from its file in `directory` (<name>/main.py)."""
-    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in FUNCTIONS})
+    names = [function.name for function in FUNCTIONS]
+    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in names})
 
 
 def main() -> None:
@@ -161,7 +164,9 @@ def _migrate() -> None:
 
 
 def _announce(base: str, psql: str) -> None:
-    routes = "\n".join(f"  POST {base}/{name}/" for name in FUNCTIONS)
+    routes = "\n".join(
+        f"  {method} {base}{path}" for function in FUNCTIONS for method in function.methods for path in function.paths
+    )
     sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql))
     sys.stdout.flush()
 

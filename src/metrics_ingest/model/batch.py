@@ -1,7 +1,7 @@
-"""From a body to metrics, and from the database's outcomes to an account of every one of them."""
+"""Reads request bodies into batches of metrics, without storing anything."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -9,13 +9,13 @@ from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic import FailFast, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.metric import Metric, Row
+from metrics_ingest.model.metric import Metric, MetricRow
+from metrics_ingest.model.validation import STRICT, parse_json, unknown_fields
 from metrics_ingest.settings import settings
 
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
@@ -23,129 +23,116 @@ IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(slots=True)
 class Batch:
-    """What a request sent: the `rows` of well-formed metrics, their `positions`, and the others' faults by position."""
+    """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position."""
 
     received: int
-    rows: list[Row]
+    rows: list[MetricRow]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
 
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    batch = _completed([metric.read(body)], key)
+    batch = _complete([metric.read(body)], key)
     if batch.faults:
         raise RequestRefused(*batch.faults[0])
     return batch
 
 
 def parse_many(body: bytes, key: str | None) -> Batch:
-    """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused where it is neither."""
+    """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
     try:
-        if enveloped := IS_OBJECT.match(body) is not None:
-            items = _envelope().validate_json(body)["metrics"]
-        else:
-            items = _array().validate_json(body)
-    except ValidationError as error:
-        return _taken_apart(body, metric.entries(error), key)
-    if body.count(b'"') == metric.quotation_marks(items) + 2 * enveloped:
-        return _completed(items, key)
-    return _taken_apart(body, [], key)
+        is_object = IS_OBJECT.match(body)
+        metrics = _envelope().validate_json(body)["metrics"] if is_object else _array().validate_json(body)
+    except ValidationError:
+        return _validate_each(metric.read_item, _items(body), key)
+    _check_count(len(metrics))
+    return _complete(metrics, key)
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
-    """Read NDJSON: one metric a line, blank lines skipped. A line that cannot be read is one rejected metric."""
+    """Read NDJSON: one metric a line, blank lines skipped. A line that is not JSON is one rejected metric.
+
+    Raise RequestRefused for an empty body or too many lines.
+    """
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
     stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
     lines = list(islice(filter(None, stripped), settings().max_batch + 1))
-    _check_size(len(lines))
-    if all(line.startswith(b"{") for line in lines):
+    _check_count(len(lines))
+    # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
+    # so when there are as many metrics as lines, each of them begins a metric.
+    if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
-            items = _array().validate_json(b"[" + b",".join(lines) + b"]")
-            # With just these quotation marks nothing was overlooked, in which a line could begin; so each begins a
-            # metric, and as many metrics as lines are one a line.
-            if len(items) == len(lines) and body.count(b'"') == metric.quotation_marks(items):
-                return _completed(items, key)
-    faults = {}
-    read = {}
-    for position, line in enumerate(lines):
+            metrics = _array().validate_json(b"[" + b",".join(lines) + b"]")
+            if len(metrics) == len(lines):
+                return _complete(metrics, key)
+    return _validate_each(metric.read, lines, key)
+
+
+def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str | None) -> Batch:
+    """Slow path: validate item by item, after the whole batch failed."""
+    _check_count(len(items))
+    valid: dict[int, Metric] = {}
+    faults: dict[int, list[Fault]] = {}
+    for position, item in enumerate(items):
         try:
-            read[position] = metric.read(line)
+            valid[position] = read(item)
         except RequestRefused as refused:
             faults[position] = list(refused.faults)
-    return _completed(list(read.values()), key, list(read), faults, len(lines))
+    batch = _complete(list(valid.values()), key, list(valid))
+    return Batch(len(items), batch.rows, batch.positions, faults | batch.faults)
 
 
-def _completed(
-    items: list[Metric],
-    key: str | None,
-    positions: Sequence[int] | None = None,
-    faults: dict[int, list[Fault]] | None = None,
-    received: int | None = None,
-) -> Batch:
-    """Fill in each metric's identity by its position in the request; those with a late timestamp become faults."""
-    received = len(items) if received is None else received
-    _check_size(received)
-    positions = range(received) if positions is None else positions
-    rows, wrong = metric.complete(items, positions, key, settings().max_future_skew_s)
-    if wrong:
-        kept = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in wrong]
-        positions, rows = [position for position, _ in kept], [row for _, row in kept]
-    return Batch(received, rows, positions, {**(faults or {}), **wrong})
+def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] | None = None) -> Batch:
+    """Fill in each metric's identity by its position in the request, and set apart those with a late fault."""
+    positions = range(len(metrics)) if positions is None else positions
+    rows, faults = metric.complete(metrics, positions, key, settings().max_future_skew_s)
+    if faults:
+        valid = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in faults]
+        positions, rows = [position for position, _ in valid], [row for _, row in valid]
+    return Batch(len(metrics), rows, positions, faults)
 
 
-def _taken_apart(body: bytes, entries: list[metric.Entry], key: str | None) -> Batch:
-    """The batch of a document of which pydantic says `entries`, or which has fields that are not known.
-
-    Raise RequestRefused where it is not single metrics that are at fault.
-    """
-    kind, message = entries[0][::2] if entries else ("", "")
-    if kind == "json_invalid":
-        raise RequestRefused(Fault("malformed_json", message))
-    if kind == "too_long":
-        raise _too_many()
-    items = from_json(body)
-    if enveloped := isinstance(items, dict):
-        wrong = [] if "metrics" in items else [Fault("missing_field", "metrics is missing", "metrics")]
-        wrong += metric.unknown_fields(items, frozenset(["metrics"]))
-        if wrong:
-            raise RequestRefused(*wrong)
-        items = items["metrics"]
-    if not isinstance(items, list):
-        detail, field_name = 'send an array of metrics, or {"metrics": [...]}', "metrics" if enveloped else None
-        raise RequestRefused(Fault("invalid_field", detail, field_name))
-    by_position: dict[int, list[metric.Entry]] = {}
-    for kind, path, message in entries:
-        position, *rest = path[1:] if enveloped else path
-        by_position.setdefault(int(position), []).append((kind, tuple(rest), message))
-    found = ((position, metric.item_faults(by_position.get(position, ()), item)) for position, item in enumerate(items))
-    faults = {position: wrong for position, wrong in found if wrong}
-    positions = [position for position in range(len(items)) if position not in faults]
-    sound = _array().validate_json(to_json([items[position] for position in positions]))
-    return _completed(sound, key, positions, faults, len(items))
+def _items(body: bytes) -> list[Any]:
+    """Parse a body that should be an array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
+    document = parse_json(body)
+    field = None
+    if isinstance(document, dict):
+        field = "metrics"
+        faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
+        faults += unknown_fields(document, frozenset([field]))
+        if faults:
+            raise RequestRefused(*faults)
+        document = document[field]
+    if not isinstance(document, list):
+        raise RequestRefused(Fault("invalid_field", 'send an array of metrics, or {"metrics": [...]}', field))
+    return document
 
 
-def _check_size(count: int) -> None:
+def _check_count(count: int) -> None:
+    """Raise RequestRefused if a batch may not have so many metrics."""
     if not count:
         raise RequestRefused(Fault("empty_batch", "the batch has no metrics"))
-    if count > settings().max_batch:
-        raise _too_many()
-
-
-def _too_many() -> RequestRefused:
-    return RequestRefused(Fault("too_many_metrics", f"a batch may have {settings().max_batch} metrics at most"))
+    most = settings().max_batch
+    if count > most:
+        raise RequestRefused(Fault("too_many_metrics", f"a batch may have at most {most} metrics"))
 
 
 @cache
 def _array() -> TypeAdapter[list[Metric]]:
-    return TypeAdapter(Annotated[list[Metric], Field(max_length=settings().max_batch)])
+    return TypeAdapter(_metrics())
 
 
 @cache
 def _envelope() -> TypeAdapter[Any]:
     class Envelope(TypedDict):
-        __pydantic_config__ = metric.CLOSED  # type: ignore[misc]  # pydantic's way for a TypedDict
-        metrics: Annotated[list[Metric], Field(max_length=settings().max_batch)]
+        __pydantic_config__ = STRICT  # type: ignore[misc]  # pydantic's way for a TypedDict
+        metrics: _metrics()  # type: ignore[valid-type]  # the limit is a setting
 
     return TypeAdapter(Envelope)
+
+
+def _metrics() -> Any:
+    """The type of the list. It fails at its first invalid metric, because the slow path looks at all of them again."""
+    return Annotated[list[Metric], Field(max_length=settings().max_batch), FailFast()]

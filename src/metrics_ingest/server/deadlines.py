@@ -1,19 +1,28 @@
-"""How long things may take that others decide: a body to arrive, and all that is under way when SIGTERM comes.
+"""Deadlines for request bodies: how long a client may take to send one, also during shutdown.
 
-One timer serves all requests: one for each would be paid by every request, for the few that need it.
+One timer serves all requests, because a timer per request would cost every request what few need.
 """
 
 import asyncio
+from collections.abc import Awaitable
+from functools import cache
+from typing import TypeVar
 
 from metrics_ingest.shutdown import shutdown_deadline
 
-BODY_TIMEOUT_S = 10.0  # for the first byte to the last, and a second more ...
-BODY_RATE = 100_000  # ... for each so many bytes that have come
+BODY_TIMEOUT_S = 10.0  # for a whole body, ...
+BYTES_PER_EXTRA_S = 100_000  # ... and a second more for each so many bytes that have arrived
 SWEEP_S = 0.5
 
+Received = TypeVar("Received")
 
-class Arrivals:
-    """The requests whose bodies are still arriving. One that takes too long is cancelled, and `end` says so."""
+
+class BodyTimeout(Exception):
+    """A client took too long to send a body."""
+
+
+class BodyDeadlines:
+    """The deadlines of all tasks that wait for a body. A sweep cancels the late ones; `wait` raises BodyTimeout."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -22,30 +31,25 @@ class Arrivals:
         self._late: set[asyncio.Task[object]] = set()
         self._sweep_planned = False
 
-    def begin(self) -> asyncio.Task[object]:
-        """This task waits for a body from now on; return it."""
-        task = asyncio.current_task()
-        assert task is not None
+    async def wait(self, receiving: Awaitable[Received]) -> Received:
+        """Return the result of `receiving`, which waits for (a part of) a body. Raise BodyTimeout."""
+        task = _current_task()
         self._deadlines[task] = self._loop.time() + BODY_TIMEOUT_S
         if not self._sweep_planned:
             self._sweep_planned = True
             self._loop.call_later(SWEEP_S, self._sweep)
-        return task
+        try:
+            return await receiving
+        finally:
+            del self._deadlines[task]
+            if task in self._late:
+                self._late.remove(task)
+                task.uncancel()
+                raise BodyTimeout
 
-    def received(self, size: int) -> None:
-        """So many more bytes have come for this task."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._deadlines[task] += size / BODY_RATE
-
-    def end(self, task: asyncio.Task[object]) -> bool:
-        """The task waits no more; whether it was cancelled for being late."""
-        del self._deadlines[task]
-        if task not in self._late:
-            return False
-        self._late.remove(task)
-        task.uncancel()
-        return True
+    def extend(self, size: int) -> None:
+        """Move the current task's deadline, because `size` more bytes have arrived for it."""
+        self._deadlines[_current_task()] += size / BYTES_PER_EXTRA_S
 
     def _sweep(self) -> None:
         now = self._loop.time()
@@ -56,3 +60,15 @@ class Arrivals:
         self._sweep_planned = bool(self._deadlines)
         if self._sweep_planned:
             self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _current_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+@cache
+def body_deadlines() -> BodyDeadlines:
+    """Return the deadlines of this process. Call this from a request, because they belong to the running loop."""
+    return BodyDeadlines()

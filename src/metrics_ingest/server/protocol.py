@@ -1,8 +1,8 @@
-"""The HTTP server's protocol, within bounds and without detours: uvicorn's with httptools, which has neither.
+"""uvicorn's HTTP protocol (httptools) with limits, and with a short path for POST requests.
 
-Bounds: an end to what is collected before anyone has seen the request. Detours: a POST goes straight to the function's
-handler, takes a body that is there already, and is answered in one piece. Each has the usual way to fall back to.
-functions-framework gives no way to choose a protocol: importing this module puts it in place.
+Limits: on the bytes that are buffered before a function sees the request, and on pipelined requests.
+Short path: a POST goes directly to the function's handler; a body that has arrived is taken without waiting; a reply
+is sent in one write. Wherever one of these is not possible, uvicorn's own way is used.
 """
 
 import logging
@@ -17,68 +17,67 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-HEAD_BYTES = 65_536  # request line and header fields, or the trailer fields, of one request
-PIPELINED = 64  # requests of one connection that wait for the answer to an earlier one
+from metrics_ingest.server.fast_path import EXTENSION
+
+HEAD_BYTES = 65_536  # of one request: its request line and header fields, or its trailer fields
+PIPELINED_REQUESTS = 64  # of one connection, waiting for the reply to an earlier one
 EXECUTION_ID = b"function-execution-id"
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's own; what has come since the last end of a head or piece of a body is counted.
+class TunedProtocol(HttpToolsProtocol):
+    """One connection. A request's scope refers to it as the extension `metrics_ingest`: see fast_path.py."""
 
-    A request's scope has it as the extension "metrics_ingest" (ASGI, Extensions): see `take_body` and `answer`.
-    """
-
-    _unseen = 0
-    _at_work: tuple[RequestResponseCycle, ...] = ()
+    _unparsed = 0  # bytes since the last complete head, or the last part of a body
+    _in_progress: tuple[RequestResponseCycle, ...] = ()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived."""
-        self._unseen += len(data)
+        """Parse `data`. Reply 400 and close when a head is larger than HEAD_BYTES."""
+        self._unparsed += len(data)
         super().data_received(data)
-        if self._unseen > HEAD_BYTES and not self.transport.is_closing():
+        if self._unparsed > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
-        """Pass the request on to the function. What is raised here is answered with 400."""
-        self._unseen = 0
-        if len(self.pipeline) >= PIPELINED:
+        """Start the function. Raise ValueError, which uvicorn answers with 400, for too many pipelined requests."""
+        self._unparsed = 0
+        if len(self.pipeline) >= PIPELINED_REQUESTS:
             raise ValueError
         if self.parser.get_method() == b"POST":
-            self.app = straight(self.config.loaded_app)
-            if EXECUTION_ID not in dict(self.headers):  # for what the function logs; others get theirs on their way
+            self.app = without_middleware(self.config.loaded_app)
+            if EXECUTION_ID not in dict(self.headers):  # the middleware would add it; the function's log lines hold it
                 self.headers.append((EXECUTION_ID, b"%012x" % next(execution_ids())))
         else:
             self.app = self.config.loaded_app
         super().on_headers_complete()
-        # Not the cycle: that refers to the scope, and only the garbage collector would ever part the two.
-        # An object with methods, where uvicorn's types know only dicts: ASGI leaves to the server what an extension is.
-        self.scope["extensions"] = {"metrics_ingest": self}  # type: ignore[dict-item]
-        self._at_work = (*(cycle for cycle in self._at_work if not cycle.response_complete), self.cycle)
+        # Not the cycle: it refers to the scope, and only the garbage collector could free such a pair.
+        # uvicorn's types allow only dicts here; ASGI leaves the value of an extension to the server.
+        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+        self._in_progress = (*(cycle for cycle in self._in_progress if not cycle.response_complete), self.cycle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let what is still at work answer nobody: uvicorn tells the last request of a connection only."""
+        """Mark all requests in progress as disconnected, because uvicorn marks only the connection's last."""
         super().connection_lost(exc)
-        for cycle in self._at_work:
+        for cycle in self._in_progress:
             cycle.disconnected = True
 
     def on_body(self, body: bytes) -> None:
-        """Pass a piece of the body on."""
-        self._unseen = 0
+        """Pass on a part of a body."""
+        self._unparsed = 0
         super().on_body(body)
 
-    def take_body(self, scope: Scope) -> bytes | None:
-        """The whole body of the connection's last request, if that is this one and all of it has come."""
+    def take_buffered_body(self, scope: Scope) -> bytes | None:
+        """Return the whole body of the connection's last request, if `scope` is that one and all of it has arrived."""
         cycle = self.cycle
         if cycle.scope is not scope or cycle.more_body or cycle.disconnected:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
-    def answer(self, scope: Scope, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Answer in one piece: one packet instead of two, past every layer that would look on. Return whether it was.
+    def send_reply(self, scope: Scope, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a reply in one write, and so in one packet instead of two. Return whether this was possible.
 
-        That is left to the usual way where more requests of the connection wait, where the answer has no body or ends
-        the connection, where it is logged, and where the client does not take what it is sent.
+        It is not where another request of the connection came after this one, the reply has no body, ends the
+        connection or must be logged, or the client is slow to read.
         """
         cycle = self.cycle
         if (
@@ -108,16 +107,16 @@ class BoundedHttp(HttpToolsProtocol):
 
 @cache
 def execution_ids() -> Iterator[int]:
-    """This process's, from its first request on: before that it may fork."""
+    """Return this process's counter of requests. It starts at random, at the first request, because of forks before."""
     return count(secrets.randbits(47))
 
 
 @cache
-def straight(app: ASGIApp) -> ASGIApp:
-    """The app without what stands before functions-framework's handler of a function, to which every POST comes.
+def without_middleware(app: ASGIApp) -> ASGIApp:
+    """Return functions-framework's handler of the function as an app, without the layers before it.
 
-    That is a fifth of the whole request (docs/benchmarks.md): eight layers and four routes, of which a function that
-    answers its own errors needs none. An app of any other shape is left as it is.
+    These are eight layers and four routes, a fifth of a request's CPU time (docs/benchmarks.md). A function that
+    replies to its own errors needs none of them. Return an app of any other shape as it is.
     """
     inner = app
     while not hasattr(inner, "routes") and hasattr(inner, "app"):
@@ -139,5 +138,5 @@ def straight(app: ASGIApp) -> ASGIApp:
 
 
 def install() -> None:
-    """Make it the protocol of every server that was told of no other."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHttp.__name__}"
+    """Make this the protocol of each uvicorn server with no other setting: functions-framework has no option for it."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{TunedProtocol.__name__}"

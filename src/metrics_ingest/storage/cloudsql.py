@@ -1,6 +1,6 @@
-"""IAM login to Cloud SQL by its Python Connector (the extra `cloudsql`); imported only when CLOUD_SQL_INSTANCE is set.
+"""IAM login to Cloud SQL with its Python Connector (the extra `cloudsql`); imported only if CLOUD_SQL_INSTANCE is set.
 
-The connector makes the TLS tunnel, and a token of the service account takes the place of a password.
+The connector makes the TLS tunnel, and a token of the service account replaces the password.
 """
 
 from functools import cache
@@ -32,5 +32,5 @@ def connect(instance: str, database: Database, timeout_s: float | None) -> pg800
 
 @cache
 def connector() -> Connector:
-    """One for the process. Lazy: between requests an instance may have no CPU to refresh certificates with."""
+    """The process's connector. Lazy, because between requests it may have no CPU time to refresh certificates."""
     return Connector(enable_iam_auth=True, refresh_strategy="lazy")

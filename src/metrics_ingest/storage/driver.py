@@ -1,20 +1,23 @@
-"""pg8000: how a connection is made from the settings, and what its errors mean."""
+"""pg8000: opening a connection as the settings say, the socket of an open one, and the meaning of its errors."""
 
 import ssl
+import traceback
 from contextlib import suppress
 from typing import Any
 
 import pg8000.native
+from pg8000.exceptions import DatabaseError, InterfaceError
 
 from metrics_ingest.errors import ConnectionLost, StatementRefused, StoreUnavailable
 from metrics_ingest.settings import Database
+from metrics_ingest.storage import pgwire
 
-# SQLSTATE classes and codes (PostgreSQL manual, appendix A) that say "not now", not "never".
+# SQLSTATE classes and codes (PostgreSQL manual, appendix A) of errors after which a retry may succeed.
 UNAVAILABLE = (
     "08",  # connection exception
-    "23503",  # the user or session was erased in this very moment: the next attempt says so
+    "23503",  # the user or session was erased at this moment: the next attempt reports it
     "25006",  # read-only: a replica, or a server in failover
-    "28",  # the login was refused: the operator's to mend, then a retry works
+    "28",  # the login was refused: once the operator has corrected it, a retry works
     "3D000",  # no such database yet
     "3F000", "42P01", "42883",  # not migrated yet
     "42501",  # not allowed to call the function (yet)
@@ -25,48 +28,72 @@ UNAVAILABLE = (
     "0A000",  # a cached plan whose result type a migration changed
     "40",  # deadlock or serialization failure
 )  # fmt: skip
+LOST = ("08", "57P")  # of those, the ones after which the connection is unusable, whatever their severity
+RECEIVE_BYTES = 65_536
 
 
-def close_socket(connection: pg8000.native.Connection) -> None:
-    """Close the socket now: it stays open as long as the file that pg8000 made of it, which only the collector ends."""
-    connection._usock.close()
-    with suppress(OSError, ValueError):
-        connection._sock.close()
+class DatabaseSocket:
+    """The socket of a connection that pg8000 has opened and logged in.
 
+    Only this class uses private attributes of pg8000. Therefore pyproject.toml bounds pg8000's version, and
+    tests/storage/test_driver.py checks what is used.
+    """
 
-def translated(error: pg8000.native.DatabaseError) -> StoreUnavailable | StatementRefused:
-    state = _fields(error).get("C", "")
-    if state.startswith(("57P", "08")):
-        return ConnectionLost(reason_of(error))
-    if state.startswith(UNAVAILABLE):
-        return StoreUnavailable(reason_of(error))
-    return StatementRefused(_place(error))
+    def __init__(self, connection: pg8000.native.Connection) -> None:
+        self.socket = connection._usock
+        self._file = connection._sock  # pg8000's buffered file of the same socket
+
+    def close(self) -> None:
+        """Close the socket now. Its file must be closed too, else it stays open until the file is collected."""
+        self.socket.close()
+        with suppress(OSError, ValueError):
+            self._file.close()
+
+    def exchange(self, statements: list[pgwire.Statement], status: bytes) -> list[Any]:
+        """Run statements on a blocking connection, and return their values. Raise pg8000's errors and OSError.
+
+        It goes through pg8000's file, because that may have read ahead.
+        """
+        answer = pgwire.Answer(statements, status)
+        self._file.write(pgwire.request(statements))
+        self._file.flush()
+        while not answer.feed(received := self._file.read1(RECEIVE_BYTES)):
+            if not received:
+                raise InterfaceError("the server closed the connection")
+        return answer.values()
 
 
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
-    """Connect as the settings say; `timeout_s` bounds each read and write. Raise pg8000's errors and OSError."""
+    """Open a connection; `timeout_s` bounds each read and write on it. Raise pg8000's errors and OSError."""
     if database.cloud_sql_instance:
-        from metrics_ingest.storage import cloudsql  # an extra, needed by nobody else
+        from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
 
-        connection = cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
-    else:
-        connection = _connect(database, timeout_s)
-    return connection
-
-
-def _connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
+        return cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
     try:
         return pg8000.native.Connection(**connection_arguments(database, timeout_s))
-    except pg8000.native.InterfaceError as error:
-        # A server that says no has hung up already when pg8000 says goodbye, and that error hides the server's.
-        told: BaseException | None = error
-        while told is not None and not isinstance(told, pg8000.native.DatabaseError):
-            told = told.__context__
-        raise (told or error) from error.__cause__
+    except (InterfaceError, DatabaseError, OSError) as error:
+        raise _server_error(error) from error.__cause__
+
+
+def _server_error(error: BaseException) -> BaseException:
+    """Return what the server said when it refused a connection, else `error`.
+
+    A server that refuses a connection closes it, so that pg8000's attempt to close it, too, raises InterfaceError. Its
+    context is the server's DatabaseError. The frames of both are cleared, because they refer to the socket and, by a
+    reference cycle of pg8000's, to the error: the socket would stay open until the garbage collector runs.
+    """
+    found = error
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        if isinstance(error, InterfaceError) and isinstance(link, DatabaseError):
+            found = link
+        link = link.__context__
+    return found
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:
-    """The settings in pg8000's words."""
+    """The settings as keyword arguments of pg8000's connect functions."""
     unix_socket = f"{database.host}/.s.PGSQL.{database.port}" if database.host.startswith("/") else None
     return {
         "user": database.user,
@@ -91,16 +118,25 @@ def ssl_context(database: Database) -> ssl.SSLContext | bool | None:
     roots = None if database.sslrootcert == "system" else database.sslrootcert
     context = ssl.create_default_context(cafile=roots)
     context.check_hostname = database.sslmode == "verify-full"
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as libpq: the CAs of some managed databases are not that exact
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as libpq does, because CAs of some managed databases fail it
     if database.sslmode == "require" and not roots:
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _fields(error: BaseException) -> dict[str, str]:
-    """The fields of a server's error by their codes (PostgreSQL manual: Error and Notice Message Fields)."""
-    fields = error.args[0] if isinstance(error, pg8000.native.DatabaseError) and error.args else None
-    return fields if isinstance(fields, dict) else {}
+def translate(error: Exception, *, may_be_committed: bool = False) -> StoreUnavailable | StatementRefused:
+    """The error that requests get for a driver's error: ConnectionLost, StoreUnavailable or StatementRefused.
+
+    `may_be_committed` says whether the transaction may be committed if the connection is lost.
+    """
+    state = sqlstate(error)
+    if not state or pgwire.is_fatal(error) or state.startswith(LOST):
+        return (ConnectionLost if may_be_committed else StoreUnavailable)(reason_of(error))
+    if state.startswith(UNAVAILABLE):
+        return StoreUnavailable(reason_of(error))
+    # Without the message, which may quote a row; with the names of what was violated (schema to routine).
+    fields = _fields(error)
+    return StatementRefused(" ".join([state, *(fields[key] for key in "stcnR" if key in fields)]))
 
 
 def sqlstate(error: BaseException) -> str:
@@ -121,14 +157,7 @@ def reason_of(error: BaseException) -> str:
     return f"{_fields(error).get('M', '')} ({state})" if state else f"{type(error).__name__}: {error}"
 
 
-def _place(error: pg8000.native.DatabaseError) -> str:
-    """The SQLSTATE and the names of what was violated, but no message: it may quote a row."""
-    fields = _fields(error)
-    return " ".join([fields.get("C", "?"), *(fields[key] for key in "stcnR" if key in fields)])
-
-
-def cause_of(error: Exception) -> str:
-    cause = error.__cause__ or error
-    if isinstance(cause, TimeoutError):
-        return "no answer in time"
-    return f"{type(cause).__name__}: {cause}"
+def _fields(error: BaseException) -> dict[str, str]:
+    """The fields of a server's error by their codes (PostgreSQL manual: Error and Notice Message Fields)."""
+    fields = error.args[0] if isinstance(error, DatabaseError) and error.args else None
+    return fields if isinstance(fields, dict) else {}

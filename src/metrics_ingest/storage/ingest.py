@@ -1,4 +1,4 @@
-"""Storing a batch of metrics, and accounting for every one of them."""
+"""Stores a batch of metrics, and accounts for every one of them."""
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -7,17 +7,21 @@ from uuid import UUID
 
 from metrics_ingest.errors import Fault
 from metrics_ingest.model.batch import Batch
-from metrics_ingest.model.metric import Row, shown
+from metrics_ingest.model.metric import MetricRow
+from metrics_ingest.model.validation import excerpt
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
 from metrics_ingest.storage.writer import writer
 
 
 @dataclass(slots=True)
 class Report:
-    """What became of a batch: received = stored + duplicates + len(faults), but for a refused strict one."""
+    """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one.
+
+    `rows` are the valid metrics, `faults` those of the others by position in the request.
+    """
 
     received: int
-    rows: list[Row]
+    rows: list[MetricRow]
     stored: int
     duplicates: int
     faults: dict[int, list[Fault]] = field(default_factory=dict)
@@ -29,15 +33,20 @@ class Report:
             return HTTPStatus.OK
         return HTTPStatus.MULTI_STATUS if self.stored or self.duplicates else HTTPStatus.UNPROCESSABLE_ENTITY
 
+    @property
+    def metric_ids(self) -> list[UUID]:
+        """The ids of the valid metrics, in order."""
+        return [UUID(bytes=metric_id) for _, _, metric_id, _, _, _ in self.rows]
+
 
 async def store(batch: Batch, *, strict: bool = False) -> Report:
-    """Store what is well-formed and account for all; strictly, store everything or nothing.
+    """Store the valid metrics of a batch, or if `strict` everything or nothing, and account for all of them.
 
     Raise what Writer.write raises.
     """
-    commit = Commit.ALWAYS
-    if strict:  # with faults already known, the database is still asked for those that only it can find
-        commit = Commit.NEVER if batch.faults else Commit.ALL_STORED
+    commit = Commit.VALID_ITEMS
+    if strict:  # with faults known already, the database is still asked for those that only it can find
+        commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
     outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
     duplicates = 0
     faults = batch.faults
@@ -52,29 +61,28 @@ async def store(batch: Batch, *, strict: bool = False) -> Report:
     return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults)
 
 
-def _fault(outcome: Outcome, row: Row) -> Fault:
-    """What the database found wrong, in words."""
+def _fault(outcome: Outcome, row: MetricRow) -> Fault:
+    """Turn an outcome of the database into a fault of the metric."""
     user_id, _, metric_id, _, metric_type, value = row
     facts = outcome.facts
-    if outcome.kind == "unknown_user":
-        field_name, detail = "user_id", f"user {UUID(bytes=user_id)} is not registered"
-    elif outcome.kind == "unknown_metric_type":
-        field_name, detail = (
-            "metric_type",
-            f"metric type {metric_type} is {'retired' if facts['retired'] else 'not registered'}",
-        )
-    elif outcome.kind == "value_out_of_range":
-        field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {shown(value)}"
-    else:
-        # "Earlier" may be in another request: the writer merges what waits.
-        field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
+    match outcome.kind:
+        case "unknown_user":
+            field_name, detail = "user_id", f"user {UUID(bytes=user_id)} is not registered"
+        case "unknown_metric_type":
+            state = "retired" if facts["retired"] else "not registered"
+            field_name, detail = "metric_type", f"metric type {metric_type} is {state}"
+        case "value_out_of_range":
+            field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {excerpt(value)}"
+        case _:  # metric_conflict. "Before" may be in another request, because the writer merges requests.
+            field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
     return Fault(outcome.kind, detail, field_name, str(UUID(bytes=metric_id)))
 
 
 def _range(facts: dict[str, Any]) -> str:
-    least, most = (bound if bound is None else f"{bound:.17g}" for bound in (facts["min"], facts["max"]))
+    """The range of a metric type in words; at least one bound is given."""
     if facts["flag"]:
         return "0 or 1"
+    least, most = (bound if bound is None else f"{bound:.17g}" for bound in (facts["min"], facts["max"]))
     if least is None:
         return f"at most {most}"
     return f"at least {least}" if most is None else f"between {least} and {most}"

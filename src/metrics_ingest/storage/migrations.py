@@ -39,6 +39,9 @@ UNLOCK = "pg_advisory_unlock(hashtext('metrics-ingest migrations'))"
 
 FUNCTIONS = "functions"  # what migrate and rollback call the step that applies or drops functions and views
 CREATED = re.compile(r"^CREATE OR REPLACE (FUNCTION|VIEW) (\w+)", re.MULTILINE)
+# Not in a migration, because these privileges belong to the role that migrates, which may be another one the next time.
+PRIVATE = "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;\n"
+UNDO_PRIVATE = "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC;\n"
 # The hash of the applied text is the comment of a function, so that it is dropped together with the functions.
 APPLIED_HASH = "SELECT obj_description(to_regprocedure('grant_to_roles()'), 'pg_proc')"
 HAS_CITUS = "SELECT count(*) FROM pg_extension WHERE extname = 'citus'"
@@ -184,7 +187,7 @@ def _apply_functions(backend: Pg8000Backend) -> bool:
     files = _function_files()
     if backend.value(HAS_CITUS):
         files += sorted((directory() / FUNCTIONS / "citus").glob("*.sql"))
-    text = "".join(file.read_text("utf-8") for file in files)
+    text = PRIVATE + "".join(file.read_text("utf-8") for file in files)
     applied_hash = hashlib.sha256(text.encode()).hexdigest()
     if backend.value(APPLIED_HASH) == applied_hash:
         return False
@@ -196,7 +199,8 @@ def _apply_functions(backend: Pg8000Backend) -> bool:
 def _drop_functions() -> str:
     """The statements that drop all functions and views, in reverse order, because a view uses what precedes it."""
     created = [match for file in _function_files() for match in CREATED.findall(file.read_text("utf-8"))]
-    return "".join(f"DROP {kind} IF EXISTS {name};\n" for kind, name in reversed(created))
+    drops = [f"DROP {kind} IF EXISTS {name};\n" for kind, name in reversed(created)]
+    return "".join(drops) + UNDO_PRIVATE
 
 
 def _function_files() -> list[Path]:

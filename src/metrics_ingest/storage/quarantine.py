@@ -1,7 +1,7 @@
-"""What is refused is kept for a while, to be looked at and, its cause mended, stored (`metrics-ingest rejected`).
+"""Keeps rejected metrics for a while, so that an operator can look at them and store them once the cause is fixed.
 
-It is a courtesy within bounds: the answer waits for it, since nothing may be left to do afterwards, but a quarter of a
-second at most; a flood fills no disk; and whatever goes wrong here changes no answer.
+See `metrics-ingest rejected`. The answer waits for this, because nothing may be left to do afterwards, but not longer
+than TIMEOUT_S. The rate is bounded, so that a flood does not fill the disk, and a failure here changes no answer.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from pydantic_core import from_json, to_json
 from metrics_ingest.errors import Fault, IngestError, RequestRefused
 from metrics_ingest.model import metric
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.connection import execute_blocking
+from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
 from metrics_ingest.storage.writer import writer
 
 PAYLOAD_BYTES = 8_192
 DETAIL_CHARACTERS = 500
 PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
-PATIENCE_S = 0.25
+TIMEOUT_S = 0.25
 REPLAY_BATCH = 1_000
 REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
 
@@ -60,17 +60,17 @@ FIRST = Kept("-infinity", UUID(int=0))  # what precedes all others
 
 
 class Allowance:
-    """A token bucket: BURST at once, PER_S for ever."""
+    """A token bucket: BURST at once, PER_S in the long run."""
 
     def __init__(self) -> None:
         self._left = BURST
-        self._at = time.monotonic()
+        self._updated = time.monotonic()
 
     def take(self, wanted: int) -> int:
-        """How many of `wanted` may be kept now."""
+        """Take up to `wanted` tokens; return how many."""
         now = time.monotonic()
-        self._left = min(BURST, self._left + (now - self._at) * PER_S)
-        self._at = now
+        self._left = min(BURST, self._left + (now - self._updated) * PER_S)
+        self._updated = now
         granted = min(wanted, int(self._left))
         self._left -= granted
         return granted
@@ -78,12 +78,12 @@ class Allowance:
 
 @cache
 def allowance() -> Allowance:
-    """This process's."""
+    """This process's allowance."""
     return Allowance()
 
 
 async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
-    """Keep the refused metrics of a request, as many as may be. Raise nothing."""
+    """Keep the rejected metrics of a request, as many as the allowance permits. Raise nothing."""
     if not settings().keep_rejected or not (granted := allowance().take(len(faults))):
         return
     positions = sorted(faults, key=lambda position: -1 if position is None else position)[:granted]
@@ -92,15 +92,15 @@ async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faul
             _row(route, key_name, payload, faults[position])
             for position, payload in zip(positions, _payloads(body, ndjson, positions), strict=True)
         ]
-        async with asyncio.timeout(PATIENCE_S):
-            await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=PATIENCE_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
-        logger.warning(
-            "%d rejected metrics are not kept: %s", len(positions), getattr(error, "reason", type(error).__name__)
-        )
+        reason = getattr(error, "reason", type(error).__name__)
+        logger.warning("%d rejected metrics are not kept: %s", len(positions), reason)
 
 
 def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
+    """One item of Operation.KEEP_REJECTED."""
     return {
         "route": route,
         "key_name": key_name,
@@ -113,7 +113,7 @@ def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Faul
 
 
 def _payloads(body: bytes, ndjson: bool, positions: Sequence[int | None]) -> Iterator[bytes]:
-    """What was sent at each position: a line as it stood, an item of a JSON document written anew."""
+    """What was sent at each position: the bytes of a line, or an item of a JSON document serialized again."""
     items: Any = None
     for position in positions:
         if position is None:
@@ -144,7 +144,7 @@ def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) 
     """
     sql = NEXT.format(where=where, limit=REPLAY_BATCH)
     kept = [Kept(*values) for values in connection.run(sql, at=last.received_at, id=last.rejected_id)]
-    metrics: list[metric.Row] = []
+    metrics: list[metric.MetricRow] = []
     done: dict[int, Kept] = {}  # by the position of their metric
     for each in kept:
         try:
@@ -167,7 +167,7 @@ def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) 
     return kept[-1] if kept else None
 
 
-def _read(kept: Kept) -> metric.Row:
+def _read(kept: Kept) -> metric.MetricRow:
     """Return a kept row's metric, ready to be stored. Raise RequestRefused with its faults."""
     if kept.payload_bytes > len(kept.payload):
         raise RequestRefused(Fault("payload_too_large", "only the beginning of the payload was kept"))

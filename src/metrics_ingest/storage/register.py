@@ -1,4 +1,4 @@
-"""Registering the users whom metrics belong to."""
+"""Registers the users to whom metrics belong."""
 
 from typing import Any
 
@@ -7,6 +7,9 @@ from metrics_ingest.storage.writer import writer
 
 
 async def register(user: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Store the user; return it with its created_at, and whether it is new. Raise what Writer.write raises."""
+    """Store a user of model.user.parse; return it with its created_at, and whether it is new.
+
+    Raise what Writer.write raises.
+    """
     (outcome,) = await writer().write(Operation.REGISTER_USERS, [user])
     return {**user, "created_at": outcome.facts["created_at"]}, outcome.facts["created"]

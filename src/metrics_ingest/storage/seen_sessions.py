@@ -1,30 +1,30 @@
-"""Which sessions need not be looked for: those that this process has seen stored.
+"""The sessions that this process has seen stored: a hint to the database which ones it need not insert.
 
-A hint to the database, never a promise: it makes a session that is missing all the same, erased since, and what it is
-not told of it looks for. So nothing is lost with a process, and nothing is wrong when the hint is.
+Correctness does not depend on it: the database creates a session that is missing all the same (erased since, say), and
+looks for one that the hint does not name. So nothing is lost when a process ends.
 """
 
 from collections.abc import Sequence
 
-from metrics_ingest.model.metric import Row
+from metrics_ingest.model.metric import MetricRow
 
-MOST = 50_000  # some six megabytes
+MAX_SESSIONS = 50_000  # about six megabytes
 
 
 class SeenSessions:
-    """A process's sessions, by user and session id."""
+    """A bounded set of (user_id, session_id)."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def unseen(self, rows: Sequence[Row]) -> list[bool]:
-        """For each metric whether its session may be new; empty when none may."""
+    def unseen(self, rows: Sequence[MetricRow]) -> list[bool]:
+        """For each metric whether its session may be new; empty if all have been seen."""
         seen = self._seen
-        marks = [row[0] + row[3] not in seen for row in rows]
+        marks = [user_id + session_id not in seen for user_id, _, _, session_id, _, _ in rows]
         return marks if True in marks else []
 
-    def remember(self, rows: Sequence[Row]) -> None:
-        """These metrics are stored, so their sessions are."""
-        if len(self._seen) > MOST:
+    def remember(self, rows: Sequence[MetricRow]) -> None:
+        """Add the sessions of metrics that are stored."""
+        if len(self._seen) > MAX_SESSIONS:
             self._seen.clear()
-        self._seen.update([row[0] + row[3] for row in rows])
+        self._seen.update([user_id + session_id for user_id, _, _, session_id, _, _ in rows])

@@ -1,0 +1,100 @@
+"""What rests on pg8000's inside, and what its errors mean."""
+
+import gc
+import io
+import re
+import socket
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import pytest
+from pg8000.exceptions import DatabaseError, InterfaceError
+
+from metrics_ingest.errors import ConnectionLost, IngestError, StatementRefused, StoreUnavailable
+from metrics_ingest.settings import read_database
+from metrics_ingest.storage.driver import DatabaseSocket, connect, reason_of, sqlstate, translate
+from support.processes import Postgres
+
+ROOT = Path(__file__).parents[2]
+LOOK_AT = """pg8000 has changed, or its bound in pyproject.toml. What to look at (pg8000/core.py, CoreConnection):
+- `_usock` is the connected socket, TLS included, and `_sock` a buffered file of it, made by makefile("rwb");
+- the login ends with ReadyForQuery, and nothing that needs an answer is read ahead of the first exchange;
+- DatabaseError has the error's fields, by their one-letter codes, as its only argument;
+- a refused login is in the __context__ of the InterfaceError, when the server has closed the connection.
+Then raise the bound, and the version here."""
+
+
+def test_shape_of_pg8000_is_the_one_that_driver_uses(postgres: Postgres) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        dependencies = tomllib.load(file)["project"]["dependencies"]
+    assert "pg8000>=1.31.5,<1.32" in dependencies, LOOK_AT
+    assert re.match(r"1\.31\.", version("pg8000")), LOOK_AT
+    connection = connect(read_database({"DATABASE_URL": postgres.url()}), 10)
+    inside = DatabaseSocket(connection)
+    assert isinstance(inside.socket, socket.socket), LOOK_AT
+    assert isinstance(inside._file, io.BufferedRWPair), LOOK_AT
+    with pytest.raises(DatabaseError) as caught:
+        connection.run("SELECT 1 / 0")
+    assert caught.value.args[0].items() >= {"C": "22012", "M": "division by zero", "V": "ERROR"}.items(), LOOK_AT
+    inside.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        inside.socket.recv(1)
+    inside.close()
+    assert inside.socket.fileno() == -1, LOOK_AT
+
+
+def server_error(severity: str, code: str) -> DatabaseError:
+    return DatabaseError({"S": severity, "V": severity, "C": code, "M": "in words", "n": "a_constraint"})
+
+
+TIMED_OUT = InterfaceError("network error")
+TIMED_OUT.__cause__ = TimeoutError("timed out")
+
+
+@pytest.mark.parametrize(
+    ("error", "unsent", "sent", "reason"),
+    [
+        (server_error("FATAL", "57P01"), StoreUnavailable, ConnectionLost, "in words (57P01)"),
+        (server_error("FATAL", "XX000"), StoreUnavailable, ConnectionLost, "in words (XX000)"),
+        (server_error("ERROR", "08006"), StoreUnavailable, ConnectionLost, "in words (08006)"),
+        (server_error("ERROR", "40P01"), StoreUnavailable, StoreUnavailable, "in words (40P01)"),
+        (server_error("ERROR", "23514"), StatementRefused, StatementRefused, "23514 a_constraint"),
+        (InterfaceError("cut"), StoreUnavailable, ConnectionLost, "InterfaceError: cut"),
+        (ConnectionResetError("reset"), StoreUnavailable, ConnectionLost, "ConnectionResetError: reset"),
+        (TIMED_OUT, StoreUnavailable, ConnectionLost, "no answer in time"),
+        (TimeoutError(), StoreUnavailable, ConnectionLost, "no answer in time"),
+    ],
+    ids=repr,
+)
+def test_errors_are_translated_by_what_a_client_can_do(
+    error: Exception, unsent: type[IngestError], sent: type[IngestError], reason: str
+) -> None:
+    for may_be_committed, expected in ((False, unsent), (True, sent)):
+        translated = translate(error, may_be_committed=may_be_committed)
+        assert (type(translated), translated.reason) == (expected, reason)
+
+
+def test_sqlstate_is_empty_when_the_server_has_sent_no_error() -> None:
+    assert sqlstate(server_error("ERROR", "23514")) == "23514"
+    assert sqlstate(InterfaceError("cut")) == sqlstate(OSError()) == sqlstate(DatabaseError()) == ""
+    assert reason_of(server_error("ERROR", "22012")) == "in words (22012)"
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Only reference counting frees objects meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_refused_connection_is_closed_at_once(database_url: str, no_collection: None) -> None:
+    database = read_database({"DATABASE_URL": database_url.replace("test_", "no_such_")})
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        with pytest.raises(DatabaseError, match="3D000"):
+            connect(database, 10)
+    assert psutil.Process().num_fds() == before
