@@ -12,7 +12,7 @@ from pg8000.native import DatabaseError, InterfaceError, literal
 
 from metrics_ingest.admin.console import Record, Unreachable
 from metrics_ingest.settings import BadSetting, Database, read_database
-from metrics_ingest.storage.driver import connect, reason_of, sqlstate
+from metrics_ingest.storage.driver import PIN_SESSION, connect, reason_of, sqlstate
 
 # Advisory locks, by the names that the SQL functions hash, too.
 PARTITIONS_LOCK = "metrics-ingest partitions"  # taken by create_metrics_partitions
@@ -35,7 +35,7 @@ def configured_database() -> Database:
 
 @contextmanager
 def open_connection() -> Iterator[Any]:
-    """Open a pg8000 connection to the configured database, in UTC; close it at the end.
+    """Open a pg8000 connection to the configured database, with PIN_SESSION; close it at the end.
 
     Raise Unreachable when it cannot be opened or is lost, ClickException when the database refuses a statement.
     """
@@ -46,7 +46,7 @@ def open_connection() -> Iterator[Any]:
         where = f"{database.host}:{database.port}/{database.database}"
         raise Unreachable(f"cannot reach the database at {where}: {reason_of(error)}") from error
     try:
-        connection.run("SET timezone = 'UTC'")
+        connection.run(PIN_SESSION)
         yield connection
     except DatabaseError as error:
         raise click.ClickException(f"the database refused a statement: {reason_of(error)}") from error

@@ -27,7 +27,7 @@ import yoyo.connections
 
 import metrics_ingest
 from metrics_ingest.settings import Database, read_database
-from metrics_ingest.storage.driver import connection_arguments
+from metrics_ingest.storage.driver import PIN_SESSION, connection_arguments
 
 MONTHS_AHEAD = 2
 # All writers queue behind a session that waits for a table lock. So it waits for a short time only, and tries again.
@@ -67,6 +67,7 @@ class Pg8000Backend(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoy
         database = read_database({"DATABASE_URL": str(dburi).replace("postgresql+pg8000", "postgresql", 1)})
         connection = pg8000.dbapi.connect(**connection_arguments(database, None))
         connection.autocommit = True
+        connection.cursor().execute(PIN_SESSION)
         return connection
 
     def init_database(self) -> None:

@@ -30,7 +30,7 @@ class Commit(Enum):
 
 PING = pgwire.query("SELECT NULL")
 BEGIN, COMMIT, ROLLBACK = map(pgwire.command, ("BEGIN", "COMMIT", "ROLLBACK"))
-STORE_METRICS = f"SELECT {Operation.STORE_METRICS.value}($1, $2, $3, $4, $5, $6, $7)"
+STORE_METRICS = f"SELECT public.{Operation.STORE_METRICS.value}($1, $2, $3, $4, $5, $6, $7)"
 
 
 class Outcome(NamedTuple):
@@ -49,7 +49,7 @@ def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]
     if operation is Operation.PING:
         return PING
     if operation is not Operation.STORE_METRICS:
-        return pgwire.query(f"SELECT {operation.value}($1)", [pgwire.json(to_json(items))])
+        return pgwire.query(f"SELECT public.{operation.value}($1)", [pgwire.json(to_json(items))])
     user_ids, timestamps, metric_ids, session_ids, metric_types, values = zip(*items, strict=True)
     return pgwire.query(STORE_METRICS, [
         pgwire.uuids(user_ids),
