@@ -26,10 +26,8 @@ def load(stack: Stack, tmp_path: Path) -> Callable[..., Any]:
     def run(content: bytes | str, name: str = "m.csv", exit_code: int = 1) -> tuple[Any, dict[int, Any]]:
         path, rejected = tmp_path / name, tmp_path / "rejected.ndjson"
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        url = f"{stack.ingest_batch.url}/ingest_batch/"
-        counts = Console(stack.database_url).json(
-            "load", str(path), "--url", url, "--rejected", str(rejected), exit_code=exit_code
-        )
+        options = ("--url", f"{stack.ingest_batch.url}/ingest_batch/", "--rejected", str(rejected))
+        counts = Console("").json("load", str(path), *options, exit_code=exit_code)
         entries = [json.loads(line) for line in rejected.read_text().splitlines()] if counts["rejected"] else []
         assert len(entries) == counts["rejected"]
         return counts, {entry["line"]: entry for entry in entries}
@@ -52,13 +50,8 @@ def test_row_with_another_number_of_cells_is_rejected_and_its_neighbours_are_sto
     """`12,5` is a decimal comma: it was stored as 12."""
     user = stack.user()
     times = [f"2026-03-03T10:00:0{second}Z" for second in range(5)]
-    rows = [
-        f"{user},talked_time,1,{times[0]}",
-        f"{user},talked_time,12,5,{times[1]}",
-        f"{user},talked_time,{times[2]}",
-        f"{user},talked_time,2,{times[3]},",
-        f"{user},talked_time,3,{times[4]}",
-    ]
+    cells = ["1,{}", "12,5,{}", "{}", "2,{},", "3,{}"]
+    rows = [f"{user},talked_time,{row.format(time)}" for row, time in zip(cells, times, strict=True)]
     counts, rejected = load(HEADER + "\n".join(rows) + "\n\n  \n")
     assert counts == {"received": 5, "stored": 2, "duplicates": 0, "rejected": 3}
     assert [row[5] for row in stack.stored(user)] == [1, 3]
