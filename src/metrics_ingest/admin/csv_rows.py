@@ -93,7 +93,8 @@ def _row(number: int, line: bytes, columns: list[str]) -> Line:
 
 def _value(text: str) -> Any:
     """Convert a number, true or false. Return other text as it is; ingest_batch rejects it, with the reason."""
-    if (lower := text.strip().lower()) in ("true", "false"):
-        return lower == "true"
-    number = float(text) if NUMBER.fullmatch(text) else math.inf
-    return number if math.isfinite(number) else text
+    if NUMBER.fullmatch(text):
+        number = float(text)
+        return number if math.isfinite(number) else text
+    lower = text.strip().lower()
+    return lower == "true" if lower in ("true", "false") else text

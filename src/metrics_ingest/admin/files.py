@@ -79,13 +79,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _limit_size(lines: Iterable[Line]) -> Iterator[Line]:
     """Reject long lines beyond what a request can hold."""
-    room = 0
+    used = chunk = 0  # bytes of long lines in the current chunk
     for index, line in enumerate(lines):
-        if index % CHUNK == 0:
-            room = MAX_LINE_BYTES
         if len(line.metric) > SHORT_LINE_BYTES:
-            room -= len(line.metric)
-            if room < 0:
+            if index // CHUNK != chunk:
+                chunk, used = index // CHUNK, 0
+            used += len(line.metric)
+            if used > MAX_LINE_BYTES:
                 detail = f"the line is too long: those above 8 KiB may have 1 MiB together in {CHUNK:,} lines"
                 fault = line.fault or Fault("payload_too_large", detail)
                 line = Line(line.number, json.dumps(as_text(line.metric)).encode(), fault)

@@ -84,6 +84,8 @@ def text_fault(line: bytes) -> Fault | None:
     """Return what is wrong with a line as text: it is too long, or not UTF-8."""
     if len(line) > MAX_LINE_BYTES:
         return Fault("payload_too_large", "the line has more than 1 MiB")
+    if line.isascii():  # the usual case, in a third of the time of decode()
+        return None
     try:
         line.decode()
     except UnicodeDecodeError as error:
