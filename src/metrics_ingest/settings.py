@@ -7,9 +7,24 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 SSL_MODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
+# postgresql://user:password@host:port/database?query, in which "@", "/", "?" and "#" only separate the parts
+URL = re.compile(
+    r"postgres(?:ql)?://(?:(?P<user>[^:@/?#]*)(?::(?P<password>[^@/?#]*))?@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:@/?#\[\]]*)(?::(?P<port>[^:@/?#]*))?"
+    r"(?:/(?P<database>[^@/?#]*))?(?:\?(?P<query>(?:[^@?#=&]+=[^@?#=&]*(?:&|$))*))?"
+)
+OPTIONS = ("host", "port", "user", "password", "database", "sslmode", "sslrootcert")
+PARAMETERS = {"dbname": "database"}  # libpq's name in a URL
+# Other parameters of libpq, each with the value that asks for what is done anyway (pg8000 binds the channel where the
+# server offers it). Any other value is refused by name, because it would change where or how to connect.
+UNSUPPORTED = {
+    "channel_binding": "prefer", "connect_timeout": "", "gssencmode": "", "hostaddr": "", "load_balance_hosts": "",
+    "options": "", "passfile": "", "require_auth": "", "requirepeer": "", "service": "", "sslcert": "", "sslcrl": "",
+    "sslkey": "", "sslnegotiation": "", "target_session_attrs": "any",
+}  # fmt: skip
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 SERVERS = ("tuned", "stock")
 
@@ -92,45 +107,67 @@ def settings() -> Settings:
 
 def read_database(environ: Mapping[str, str]) -> Database:
     """Read DATABASE_URL or, where it is not set, PGHOST and libpq's other variables. Raise BadSetting."""
-    url = environ.get("DATABASE_URL", "")
-    if not url:
-        if not environ.get("PGHOST"):
-            raise BadSetting("DATABASE_URL is not set, nor PGHOST; set it to the PostgreSQL to write to")
-        host, options = (
-            environ["PGHOST"],
-            {"sslmode": environ.get("PGSSLMODE"), "sslrootcert": environ.get("PGSSLROOTCERT")},
-        )
-        user, password, database = environ.get("PGUSER"), environ.get("PGPASSWORD"), environ.get("PGDATABASE")
-        port, source = environ.get("PGPORT") or "5432", "PGPORT"
+    if url := environ.get("DATABASE_URL", ""):
+        source, options = "DATABASE_URL", _url_options(url)
+    elif environ.get("PGHOST"):
+        source = "PGHOST"
+        options = {name: environ[f"PG{name.upper()}"] for name in OPTIONS if environ.get(f"PG{name.upper()}")}
+        for name, harmless in UNSUPPORTED.items():
+            variable = "PGCONNECT_TIMEOUT" if name == "connect_timeout" else f"PG{name.replace('_', '').upper()}"
+            if environ.get(variable, harmless) not in ("", harmless):
+                raise BadSetting(f"{variable} is not supported; unset it")
     else:
-        source = "DATABASE_URL"
-        try:
-            parts = urlsplit(url)
-        except ValueError:  # its message may quote the password
-            raise BadSetting(
-                "DATABASE_URL is not a URL; percent-encode special characters in user and password"
-            ) from None
-        if parts.scheme not in ("postgresql", "postgres"):
-            raise BadSetting("DATABASE_URL must begin with postgresql://")
-        options = dict(parse_qsl(parts.query))
-        host = options.get("host") or unquote(parts.hostname or "") or "localhost"
-        location = parts.netloc.rpartition("@")[2].rpartition("]")[2]
-        port = options.get("port") or location.partition(":")[2] or "5432"
-        user = options.get("user") or unquote(parts.username or "") or None
-        password = options.get("password") or (unquote(parts.password) if parts.password else None)
-        database = unquote(parts.path[1:]) or None
+        raise BadSetting("DATABASE_URL is not set, nor PGHOST; set it to the PostgreSQL to write to")
+    if any("\0" in value for value in options.values()):
+        raise BadSetting(f"{source} has a NUL character")
+    host, port, user = options.get("host") or "localhost", options.get("port") or "5432", options.get("user")
+    if "," in host:
+        raise BadSetting(f"{source} names several hosts; name one, such as a pooler's")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise BadSetting(f"{source} has a port that is not a number from 1 to 65535")
+        raise BadSetting(f"{source if url else 'PGPORT'} has a port that is not a number from 1 to 65535")
     if not user:
-        raise BadSetting(f"{'DATABASE_URL' if url else 'PGUSER'} names no user")
-    sslmode, sslrootcert = _tls(options, host, "DATABASE_URL" if url else "PGSSLMODE")
-    if "\0" in f"{host}{user}{password}{database}":
-        raise BadSetting(f"{'DATABASE_URL' if url else 'PGHOST'} has a NUL character")
+        raise BadSetting(f"{source if url else 'PGUSER'} names no user")
+    sslmode, sslrootcert = _tls(options, host, source if url else "PGSSLMODE")
     instance = environ.get("CLOUD_SQL_INSTANCE") or None
-    return Database(host, int(port), user, database or user, password, sslmode, sslrootcert, instance)
+    database = options.get("database") or user
+    return Database(host, int(port), user, database, options.get("password"), sslmode, sslrootcert, instance)
 
 
-def _tls(options: Mapping[str, str | None], host: str, source: str) -> tuple[str, str | None]:
+def _url_options(url: str) -> dict[str, str]:
+    """Split DATABASE_URL into its parts, and refuse what could be read in two ways. No message quotes any of it.
+
+    Raise BadSetting.
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise BadSetting("DATABASE_URL must begin with postgresql://")
+    match = URL.fullmatch(url)
+    if match is None or re.search(r"%(?![0-9A-Fa-f]{2})|[\s\x00-\x1f\x7f]", url):
+        raise BadSetting(
+            "DATABASE_URL is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE?NAME=VALUE; "
+            "percent-encode special characters (such as @ as %40, / as %2F, # as %23, ? as %3F, % as %25)"
+        )
+    pairs = [pair.partition("=") for pair in (match["query"] or "").split("&") if pair]
+    found = [(name, value) for name, value in match.groupdict().items() if name != "query" and value]
+    found += [(PARAMETERS.get(name, name), value) for name, _, value in pairs]
+    options: dict[str, str] = {}
+    for name, value in found:
+        if name in UNSUPPORTED and value in ("", UNSUPPORTED[name]):
+            continue
+        if name not in OPTIONS:
+            quoted = name if name in UNSUPPORTED else "a parameter"  # others may be part of a password
+            raise BadSetting(
+                f"DATABASE_URL: {quoted} is not supported; remove it. Supported: {', '.join(OPTIONS)}, dbname"
+            )
+        try:
+            # Not parse_qsl, because it reads a plus sign as a space; libpq does not.
+            options[name] = unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            raise BadSetting("DATABASE_URL has percent-encoded bytes that are not UTF-8") from None
+    options["host"] = options.get("host", "").removeprefix("[").removesuffix("]")
+    return options
+
+
+def _tls(options: Mapping[str, str], host: str, source: str) -> tuple[str, str | None]:
     """Read sslmode and sslrootcert as libpq does, but require TLS by default unless `host` is this machine."""
     sslrootcert = options.get("sslrootcert") or None
     default = "verify-full" if sslrootcert == "system" else "prefer" if _is_local(host) else "require"

@@ -6,14 +6,13 @@ from starlette.responses import Response
 
 Fields = list[tuple[bytes, bytes]]
 
-PREFLIGHT: Fields = [
-    (b"access-control-allow-methods", b"GET, HEAD, POST"),
-    (
-        b"access-control-allow-headers",
-        b"authorization, content-encoding, content-type, idempotency-key, prefer, x-api-key",
-    ),
-    (b"access-control-max-age", b"7200"),
-]
+PREFLIGHT = {
+    "Allow": "GET, HEAD, OPTIONS, POST",
+    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Allow-Headers": "authorization, content-encoding, content-type, idempotency-key, prefer, x-api-key",
+    "Access-Control-Max-Age": "7200",
+}
+CREDENTIALS = (b"access-control-allow-credentials", b"true")
 EXPOSED = (
     b"access-control-expose-headers",
     b"Metric-Id, Idempotent-Replayed, Preference-Applied, Retry-After, WWW-Authenticate",
@@ -29,26 +28,18 @@ class Cors:
     """
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._fields: dict[bytes, Fields] = {
-            origin.encode(): [
-                VARY,
-                (b"access-control-allow-origin", origin.encode()),
-                (b"access-control-allow-credentials", b"true"),
-                EXPOSED,
-            ]
-            for origin in origins
-        }
-        self._others: Fields = [VARY]
-        if b"*" in self._fields:
-            self._fields, self._others = {}, [(b"access-control-allow-origin", b"*"), EXPOSED]
+        self._origins = frozenset(origin.encode() for origin in origins)
 
     def fields(self, raw: Iterable[tuple[bytes, bytes]]) -> Fields:
         """Return the header fields to add to the reply to a request with the `raw` fields."""
-        return self._fields.get(next((value for name, value in raw if name == b"origin"), b""), self._others)
+        if b"*" in self._origins:
+            return [(b"access-control-allow-origin", b"*"), EXPOSED]
+        origin = next((value for name, value in raw if name == b"origin"), b"")
+        if origin not in self._origins:
+            return [VARY]
+        return [VARY, (b"access-control-allow-origin", origin), CREDENTIALS, EXPOSED]
 
 
 def preflight() -> Response:
     """Return the reply to OPTIONS. It allows nothing without Access-Control-Allow-Origin, which `Cors.fields` adds."""
-    response = Response(status_code=204)
-    response.raw_headers = [(b"allow", b"GET, HEAD, OPTIONS, POST"), *PREFLIGHT]
-    return response
+    return Response(status_code=204, headers=PREFLIGHT)

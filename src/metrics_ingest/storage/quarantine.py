@@ -9,9 +9,8 @@ import base64
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from pydantic_core import from_json, to_json
 
 from metrics_ingest.errors import Fault, IngestError, RequestRefused
 from metrics_ingest.model import metric
+from metrics_ingest.model.batch import filled_lines
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
@@ -43,7 +43,7 @@ DELETE = """
 
 logger = logging.getLogger(__name__)
 
-Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request; None is the whole body
+Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request, or of the whole body by None
 
 
 class Kept(NamedTuple):
@@ -76,27 +76,23 @@ class Allowance:
         return granted
 
 
-@cache
-def allowance() -> Allowance:
-    """This process's allowance."""
-    return Allowance()
+ALLOWANCE = Allowance()  # this process's
 
 
 async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
-    """Keep the rejected metrics of a request, as many as the allowance permits. Raise nothing."""
-    if not settings().keep_rejected or not (granted := allowance().take(len(faults))):
+    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing."""
+    if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(faults))):
         return
-    positions = sorted(faults, key=lambda position: -1 if position is None else position)[:granted]
+    positions = sorted(faults)[:granted]
     try:
-        rows = [
-            _row(route, key_name, payload, faults[position])
-            for position, payload in zip(positions, _payloads(body, ndjson, positions), strict=True)
-        ]
+        payloads = [body] if None in faults else _payloads(body, ndjson, positions)
+        sent = zip(positions, payloads, strict=True)
+        rows = [_row(route, key_name, payload, faults[position]) for position, payload in sent]
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
         reason = getattr(error, "reason", type(error).__name__)
-        logger.warning("%d rejected metrics are not kept: %s", len(positions), reason)
+        logger.warning("%s rejected metrics are not kept: %s", len(positions), reason)
 
 
 def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
@@ -106,33 +102,20 @@ def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Faul
         "key_name": key_name,
         "codes": list(dict.fromkeys(fault.code for fault in faults)),
         "detail": faults[0].detail[:DETAIL_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id and _is_uuid(fault.metric_id)), None),
+        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id), None),
         "payload": base64.b64encode(payload[:PAYLOAD_BYTES]).decode(),
         "payload_bytes": len(payload),
     }
 
 
-def _payloads(body: bytes, ndjson: bool, positions: Sequence[int | None]) -> Iterator[bytes]:
+def _payloads(body: bytes, ndjson: bool, positions: Sequence[int]) -> list[bytes]:
     """What was sent at each position: the bytes of a line, or an item of a JSON document serialized again."""
-    items: Any = None
-    for position in positions:
-        if position is None:
-            yield body
-        elif ndjson:
-            items = items or [line for line in map(bytes.strip, body.split(b"\n")) if line]
-            yield items[position]
-        else:
-            if items is None:
-                items = from_json(body)
-                items = items["metrics"] if isinstance(items, dict) else items
-            yield to_json(items[position], inf_nan_mode="constants")
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return bool(UUID(text))
-    except ValueError:
-        return False
+    if ndjson:
+        lines = list(filled_lines(body))
+        return [lines[position] for position in positions]
+    document = from_json(body)
+    items = document["metrics"] if isinstance(document, dict) else document
+    return [to_json(items[position], inf_nan_mode="constants") for position in positions]
 
 
 def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) -> Kept | None:
@@ -174,7 +157,7 @@ def _read(kept: Kept) -> metric.MetricRow:
     item = metric.read(kept.payload)
     if kept.metric_id:  # the identity in the reply to the sender, who may send the metric again with it
         item.setdefault("metric_id", kept.metric_id)
-    (row,), faults = metric.complete([item], (0,), str(kept.rejected_id), REPLAY_SKEW_S)
+    rows, faults = metric.complete([item], (0,), str(kept.rejected_id), REPLAY_SKEW_S)
     if faults:
         raise RequestRefused(*faults[0])
-    return row
+    return rows[0]
