@@ -96,7 +96,9 @@ def test_only_loopback_reaches_it(compose: Compose) -> None:
 
 def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compose, user: str) -> None:
     compose("up", "--detach", "--scale", "ingest=3")
-    working = "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE query LIKE 'SELECT store_metrics(%'"
+    working = (
+        "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE query LIKE 'SELECT public.store_metrics(%'"
+    )
 
     def three_work() -> bool:
         assert all(compose.post("/ingest/", metric(user)).ok for _ in range(20))

@@ -243,9 +243,7 @@ def test_database_of_an_unreleased_version_is_refused_with_what_to_do(empty: str
     for arguments in (["migrate"], ["migrate", "--rollback", "--yes"]):
         refused = command(*arguments, url=empty)
         assert refused.returncode == 1
-        assert refused.stderr.startswith(
-            "metrics-ingest: cannot migrate: the database has migrations that this version"
-        )
+        assert refused.stderr.startswith("Error: cannot migrate: the database has migrations that this version")
         assert "0014-store-without-looking-first" in refused.stderr
         assert "`metrics-ingest export`, `metrics-ingest load`" in refused.stderr
         assert query(empty, SCHEMA) == before

@@ -25,6 +25,18 @@ UNAVAILABLE = (
 LOST = ("08", "57P")  # of those, the ones after which the connection is unusable, whatever their severity
 SESSION: dict[str, Any] = {"application_name": "metrics-ingest", "startup_params": {"client_encoding": "UTF8"}}
 RECEIVE_BYTES = 65_536
+# What values mean and how they are written must not depend on the settings of the database or the role. Connections of
+# commands and of migrations send this first. Those of the writer do not, because poolers forget SET in transaction mode
+# and refuse most of these as startup parameters: the functions of migrations/functions/ set what they need themselves.
+PIN_SESSION = """
+    SET search_path = public;
+    SET timezone = 'UTC';
+    SET datestyle = 'ISO, YMD';
+    SET intervalstyle = 'postgres';
+    SET extra_float_digits = 1;
+    SET bytea_output = 'hex';
+    SET standard_conforming_strings = on
+"""
 
 
 class DatabaseSocket:

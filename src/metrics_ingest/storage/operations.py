@@ -14,9 +14,9 @@ from metrics_ingest.storage.pgwire import Statement
 class Operation(Enum):
     """What to do with a list of items, and its SQL."""
 
-    STORE_METRICS = "SELECT store_metrics($1, $2, $3, $4, $5, $6, $7)"  # items are model.metric.MetricRow
-    REGISTER_USERS = "SELECT register_users($1)"  # items are {"user_id", "name", "email"}
-    KEEP_REJECTED = "SELECT keep_rejected($1)"  # items as quarantine.py makes them
+    STORE_METRICS = "SELECT public.store_metrics($1, $2, $3, $4, $5, $6, $7)"  # items are model.metric.MetricRow
+    REGISTER_USERS = "SELECT public.register_users($1)"  # items are {"user_id", "name", "email"}
+    KEEP_REJECTED = "SELECT public.keep_rejected($1)"  # items as quarantine.py makes them
     PING = "SELECT NULL"  # no items
 
 

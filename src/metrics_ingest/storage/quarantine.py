@@ -8,14 +8,19 @@ import asyncio
 import base64
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
-from metrics_ingest.errors import Fault, IngestError
+from metrics_ingest.errors import Fault, IngestError, RequestRefused
+from metrics_ingest.model import metric
 from metrics_ingest.model.batch import filled_lines
 from metrics_ingest.settings import settings
+from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
 from metrics_ingest.storage.writer import writer
 
@@ -23,10 +28,35 @@ PAYLOAD_BYTES = 8_192
 DETAIL_CHARACTERS = 500
 PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
 TIMEOUT_S = 0.25
+REPLAY_BATCH = 1_000
+REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
+
+NEXT = """
+    SELECT received_at, rejected_id, metric_id, payload, payload_bytes FROM rejected_metrics
+    {where} AND (received_at, rejected_id) > (CAST(:at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY received_at, rejected_id LIMIT {limit} FOR UPDATE SKIP LOCKED
+"""
+DELETE = """
+    DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
+    WHERE received_at = done.at AND rejected_id = done.id
+"""
 
 logger = logging.getLogger(__name__)
 
 Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request, or of the whole body by None
+
+
+class Kept(NamedTuple):
+    """A rejected metric as it was kept."""
+
+    received_at: datetime | str
+    rejected_id: UUID
+    metric_id: UUID | None = None  # the identity in the reply to the sender
+    payload: bytes = b""
+    payload_bytes: int = 0  # of what was sent; larger than `payload` when only its beginning was kept
+
+
+FIRST = Kept("-infinity", UUID(int=0))  # what precedes all others
 
 
 class Allowance:
@@ -86,3 +116,48 @@ def _payloads(body: bytes, ndjson: bool, positions: Sequence[int]) -> list[bytes
     document = from_json(body)
     items = document["metrics"] if isinstance(document, dict) else document
     return [to_json(items[position], inf_nan_mode="constants") for position in positions]
+
+
+def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) -> Kept | None:
+    """Store what is valid now among the next REPLAY_BATCH kept metrics after `last` that meet the WHERE clause.
+
+    Remove those that are stored now, or were before. Add to `counts` how many were `stored`, how many `duplicates`, and
+    of the others how many by error code. Return the last metric that was read, None when there was none. Work in the
+    transaction of a blocking connection, which locks the rows: a second replay skips them. Raise pg8000's errors.
+    """
+    sql = NEXT.format(where=where, limit=REPLAY_BATCH)
+    kept = [Kept(*values) for values in connection.run(sql, at=last.received_at, id=last.rejected_id)]
+    metrics: list[metric.MetricRow] = []
+    done: dict[int, Kept] = {}  # by the position of their metric
+    for each in kept:
+        try:
+            row = _read(each)
+        except RequestRefused as refused:
+            counts[refused.code] += 1
+        else:
+            done[len(metrics)] = each
+            metrics.append(row)
+    if metrics:
+        for outcome in execute_blocking(connection, Operation.STORE_METRICS, metrics):
+            if outcome.kind == "duplicate":
+                counts["duplicates"] += 1
+                counts["stored"] -= 1
+            elif done.pop(outcome.position, None):
+                counts[outcome.kind] += 1
+        counts["stored"] += len(done)
+        times, ids = [each.received_at for each in done.values()], [each.rejected_id for each in done.values()]
+        connection.run(DELETE, at=times, ids=ids)
+    return kept[-1] if kept else None
+
+
+def _read(kept: Kept) -> metric.MetricRow:
+    """Return a kept row's metric, ready to be stored. Raise RequestRefused with its faults."""
+    if kept.payload_bytes > len(kept.payload):
+        raise RequestRefused(Fault("payload_too_large", "only the beginning of the payload was kept"))
+    item = metric.read(kept.payload)
+    if kept.metric_id:  # the identity in the reply to the sender, who may send the metric again with it
+        item.setdefault("metric_id", kept.metric_id)
+    rows, faults = metric.complete([item], (0,), str(kept.rejected_id), REPLAY_SKEW_S)
+    if faults:
+        raise RequestRefused(*faults[0])
+    return rows[0]
