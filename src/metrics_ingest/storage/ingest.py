@@ -39,15 +39,17 @@ class Report:
         return [UUID(bytes=metric_id) for _, _, metric_id, _, _, _ in self.rows]
 
 
-async def store(batch: Batch, *, strict: bool = False) -> Report:
+async def store(batch: Batch, *, strict: bool = False, timeout_s: float | None = None) -> Report:
     """Store the valid metrics of a batch, or if `strict` everything or nothing, and account for all of them.
 
-    Raise what Writer.write raises.
+    `timeout_s` is how long to wait for the commit (default: WRITE_TIMEOUT_S). Raise what Writer.write raises.
     """
     commit = Commit.VALID_ITEMS
     if strict:  # with faults known already, the database is still asked for those that only it can find
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
-    outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
+    outcomes = []
+    if batch.rows:
+        outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
     duplicates = 0
     faults = batch.faults
     for outcome in outcomes:

@@ -17,6 +17,7 @@ class Operation(Enum):
     STORE_METRICS = "store_metrics"  # items are model.metric.MetricRow
     REGISTER_USERS = "register_users"  # items are {"user_id", "name", "email"}
     KEEP_REJECTED = "keep_rejected"  # items as quarantine.py makes them
+    DESCRIBE_TYPES = "describe_types"  # items are names of metric types
     PING = ""  # no items, no function
 
 
