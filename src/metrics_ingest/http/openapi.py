@@ -53,7 +53,7 @@ def document() -> dict[str, Any]:
     result["info"]["version"] = __version__
     components = result["components"]
     components["schemas"] = json_schemas()
-    components["responses"] = {
+    components["responses"] |= {
         name: _problem(status) | components["responses"].get(name, {})
         for status in sorted(set(CODES.values()))
         for name in [f"Problem{status.value}"]

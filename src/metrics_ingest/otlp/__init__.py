@@ -1,1 +1,1 @@
-"""OpenTelemetry (OTLP/HTTP): decodes requests of SDKs and collectors, maps their records to metrics, and replies as specified."""
+"""OpenTelemetry: decodes OTLP/HTTP requests, maps their records to metrics, and replies as the specification says."""

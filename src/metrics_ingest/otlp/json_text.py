@@ -27,40 +27,59 @@ UInt32 = Annotated[int, Field(ge=0, lt=2**32)] | None
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)] | None
 Hexadecimal = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2})*$")] | None
 
+
 # The fields of the messages that are read, by the names that they have in JSON.
-AnyValue = TypedDict(
-    "AnyValue",
-    {
-        "stringValue": str | None,
-        "boolValue": bool | None,
-        "intValue": Int64,
-        "doubleValue": float | None,
-        "arrayValue": "ArrayValue | None",
-        "kvlistValue": "KeyValueList | None",
-        "bytesValue": str | None,
-    },
-    total=False,
-)
-ArrayValue = TypedDict("ArrayValue", {"values": list[AnyValue] | None}, total=False)
-KeyValue = TypedDict("KeyValue", {"key": str | None, "value": AnyValue | None}, total=False)
+class AnyValue(TypedDict, total=False):
+    stringValue: str | None
+    boolValue: bool | None
+    intValue: Int64
+    doubleValue: float | None
+    arrayValue: "ArrayValue | None"
+    kvlistValue: "KeyValueList | None"
+    bytesValue: str | None
+
+
+class ArrayValue(TypedDict, total=False):
+    values: list[AnyValue] | None
+
+
+class KeyValue(TypedDict, total=False):
+    key: str | None
+    value: AnyValue | None
+
+
 Attributes = list[KeyValue] | None
-KeyValueList = TypedDict("KeyValueList", {"values": Attributes}, total=False)
-Resource = TypedDict("Resource", {"attributes": Attributes}, total=False)
-Scope = TypedDict("Scope", {"name": str | None, "version": str | None, "attributes": Attributes}, total=False)
-Point = TypedDict(
-    "Point",
-    {
-        "attributes": Attributes,
-        "startTimeUnixNano": UInt64,
-        "timeUnixNano": UInt64,
-        "flags": UInt32,
-        "asDouble": float | None,
-        "asInt": Int64,
-        "sum": float | None,
-    },
-    total=False,
-)
-Data = TypedDict("Data", {"dataPoints": list[Point] | None, "aggregationTemporality": Int32}, total=False)
+
+
+class KeyValueList(TypedDict, total=False):
+    values: Attributes
+
+
+class Resource(TypedDict, total=False):
+    attributes: Attributes
+
+
+class Scope(TypedDict, total=False):
+    name: str | None
+    version: str | None
+    attributes: Attributes
+
+
+class Point(TypedDict, total=False):
+    attributes: Attributes
+    startTimeUnixNano: UInt64
+    timeUnixNano: UInt64
+    flags: UInt32
+    asDouble: float | None
+    asInt: Int64
+    sum: float | None
+
+
+class Data(TypedDict, total=False):
+    dataPoints: list[Point] | None
+    aggregationTemporality: Int32
+
+
 DATA = {
     "gauge": "gauge",
     "sum": "sum",
@@ -68,33 +87,48 @@ DATA = {
     "exponentialHistogram": "exponential_histogram",
     "summary": "summary",
 }
-Metric = TypedDict("Metric", {"name": str | None, **{name: Data | None for name in DATA}}, total=False)  # type: ignore[misc]  # of DATA's names
-ScopeMetrics = TypedDict("ScopeMetrics", {"scope": Scope | None, "metrics": list[Metric] | None}, total=False)
-ResourceMetrics = TypedDict(
-    "ResourceMetrics", {"resource": Resource | None, "scopeMetrics": list[ScopeMetrics] | None}, total=False
-)
-MetricsRequest = TypedDict("MetricsRequest", {"resourceMetrics": list[ResourceMetrics] | None}, total=False)
-LogRecord = TypedDict(
-    "LogRecord",
-    {
-        "timeUnixNano": UInt64,
-        "observedTimeUnixNano": UInt64,
-        "severityNumber": Int32,
-        "severityText": str | None,
-        "body": AnyValue | None,
-        "attributes": Attributes,
-        "flags": UInt32,
-        "traceId": Hexadecimal,
-        "spanId": Hexadecimal,
-        "eventName": str | None,
-    },
-    total=False,
-)
-ScopeLogs = TypedDict("ScopeLogs", {"scope": Scope | None, "logRecords": list[LogRecord] | None}, total=False)
-ResourceLogs = TypedDict(
-    "ResourceLogs", {"resource": Resource | None, "scopeLogs": list[ScopeLogs] | None}, total=False
-)
-LogsRequest = TypedDict("LogsRequest", {"resourceLogs": list[ResourceLogs] | None}, total=False)
+Metric = TypedDict("Metric", {"name": str | None, **dict.fromkeys(DATA, Data | None)}, total=False)  # type: ignore[misc]  # of DATA's names
+
+
+class ScopeMetrics(TypedDict, total=False):
+    scope: Scope | None
+    metrics: list[Metric] | None
+
+
+class ResourceMetrics(TypedDict, total=False):
+    resource: Resource | None
+    scopeMetrics: list[ScopeMetrics] | None
+
+
+class MetricsRequest(TypedDict, total=False):
+    resourceMetrics: list[ResourceMetrics] | None
+
+
+class LogRecord(TypedDict, total=False):
+    timeUnixNano: UInt64
+    observedTimeUnixNano: UInt64
+    severityNumber: Int32
+    severityText: str | None
+    body: AnyValue | None
+    attributes: Attributes
+    flags: UInt32
+    traceId: Hexadecimal
+    spanId: Hexadecimal
+    eventName: str | None
+
+
+class ScopeLogs(TypedDict, total=False):
+    scope: Scope | None
+    logRecords: list[LogRecord] | None
+
+
+class ResourceLogs(TypedDict, total=False):
+    resource: Resource | None
+    scopeLogs: list[ScopeLogs] | None
+
+
+class LogsRequest(TypedDict, total=False):
+    resourceLogs: list[ResourceLogs] | None
 
 
 def read_metrics(body: bytes, records: Records) -> None:

@@ -59,7 +59,9 @@ def _parse(message: Any, body: bytes, max_records: int) -> Any:
     try:
         return message.FromString(body)
     except DecodeError as error:
-        raise RequestRefused(Fault("malformed_json", f"the body is not a protobuf {message.DESCRIPTOR.name}")) from error
+        raise RequestRefused(
+            Fault("malformed_json", f"the body is not a protobuf {message.DESCRIPTOR.name}")
+        ) from error
 
 
 def _add_numbers(records: Records, group: Group, name: str, points: Iterable[Any]) -> None:

@@ -183,7 +183,7 @@ def metric_of(row: MetricRow) -> dict[str, Any]:
 
 
 def metric_type_of(name: str) -> str:
-    """Return the metric type of an instrument or event: `.` and `-` become `_`, in lower case; "" if that is no type."""
+    """Return the name of an instrument or event in lower case, with `_` for `.` and `-`; "" if that is no type."""
     return _metric_type(name) if len(name) <= MAX_NAME else ""
 
 
@@ -194,7 +194,7 @@ def _metric_type(name: str) -> str:
 
 
 def _uuid(text: Any) -> bytes | None:
-    """Return the bytes of a UUID in its usual form; None for all else, also the nil UUID: the slow path decides then."""
+    """Return the bytes of a UUID in its usual form; None for all else, on which the slow path decides."""
     return _uuid_bytes(text) if isinstance(text, str) and len(text) == 36 else None
 
 

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from pydantic_core import to_json
+from starlette.responses import Response
 
 from metrics_ingest.http.functions import JSON, PROTOBUF
 from metrics_ingest.http.replies import Reply
@@ -37,7 +38,7 @@ def success(signal: Signal, media_type: bytes, outcome: Outcome) -> Reply:
     return Reply(200, to_json({"partialSuccess": {REJECTED[signal]: str(refused), "errorMessage": _message(outcome)}}))
 
 
-def status(problem: Reply, media_type: bytes, detail: str) -> Reply:
+def status(problem: Response, media_type: bytes, detail: str) -> Reply:
     """Return a reply with a problem's status and header fields whose body is a google.rpc.Status."""
     code = CODES.get(HTTPStatus(problem.status_code), INTERNAL)
     if media_type == PROTOBUF:

@@ -18,7 +18,6 @@ from metrics_ingest.model.validation import excerpt
 from metrics_ingest.otlp.replies import status
 from metrics_ingest.otlp.signals import Signal
 
-
 SignalHandler = Callable[[Signal, bytes, Headers], Awaitable[Reply]]
 
 
@@ -54,7 +53,7 @@ class OtlpService(Service):
 
     def _error_reply(self, request: Request, error: Exception) -> Response:
         reply = problem(error)
-        facts = from_json(reply.body)
+        facts = from_json(bytes(reply.body))
         sent = media_type(combined(request.scope["headers"]))
         chosen = sent if sent in self.function.media_types else JSON
         return status(reply, chosen, f"{facts['code']}: {facts['detail']}")
