@@ -54,7 +54,10 @@ def test_event_is_stored_with_all_its_fields(otlp: Otlp, form: str) -> None:
 def test_resource_stands_in_for_attributes_that_a_record_does_not_have(otlp: Otlp, form: str) -> None:
     one, two, session, other = otlp.user(), otlp.user(), str(uuid4()), str(uuid4())
     resource = {"user.id": one, "session.id": session}
-    points = [{"as_double": 1.0}, {"as_double": 2.0, "attributes": {"user.id": two, "session.id": other}}]
+    points: list[dict[str, Any]] = [
+        {"as_double": 1.0},
+        {"as_double": 2.0, "attributes": {"user.id": two, "session.id": other}},
+    ]
     assert refused(post(otlp.url, metrics("gauge", "talked_time", *points, resource=resource), as_=form)) == (0, "")
     assert refused(post(otlp.url, logs({"event_name": "talked_time", "body": 3}, resource=resource))) == (0, "")
     assert {(row["value"], row["session_id"]) for row in otlp.rows(one)} == {(1, session), (3, session)}

