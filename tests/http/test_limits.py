@@ -18,6 +18,7 @@ from metrics_ingest.http.bodies import GZIP_MEMBERS, LARGE_BODIES, Memory, Reser
 from metrics_ingest.http.headers import combined
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
+from metrics_ingest.server import deadlines
 from support.memory import Peak
 from support.processes import Postgres, Server, Stack, eventually, function, in_a_new_process
 from support.raw import exchange, post
@@ -203,6 +204,41 @@ def test_body_in_many_pieces_is_read_in_linear_time(library: None) -> None:
     answer = asyncio.run(in_a_new_process(Service("ingest", handler).respond(Request(scope, receive))))
     assert answer.body == b"1000000"
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("first_part", [b"", b'{"user_id":'])
+def test_client_that_disconnects_in_its_body_never_reaches_the_handler(library: None, first_part: bytes) -> None:
+    async def handler(body: bytes, headers: Any) -> Reply:
+        raise AssertionError
+
+    parts = [{"type": "http.request", "body": first_part, "more_body": True}] if first_part else []
+    messages = iter([*parts, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    answer = asyncio.run(in_a_new_process(Service("ingest", handler).respond(Request(scope, receive))))
+    assert (answer.status_code, json.loads(answer.body)["detail"]) == (400, "the body ended too early")
+
+
+def test_one_deadline_is_for_all_parts_of_a_body(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(body: bytes, headers: Any) -> Reply:
+        raise AssertionError
+
+    waits = iter([0.8, 60])  # seconds
+
+    async def receive() -> Any:
+        await asyncio.sleep(next(waits))
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    monkeypatch.setattr(deadlines, "BODY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(deadlines, "SWEEP_S", 0.05)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    start = time.monotonic()
+    answer = asyncio.run(in_a_new_process(Service("ingest", handler).respond(Request(scope, receive))))
+    assert (answer.status_code, json.loads(answer.body)["detail"]) == (400, "the body took too long to arrive")
+    assert 0.95 < time.monotonic() - start < 1.6
 
 
 def test_repeated_header_fields_cost_linear_time() -> None:

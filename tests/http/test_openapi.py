@@ -62,7 +62,10 @@ def test_request_bodies_are_of_the_types_that_the_functions_read() -> None:
 def test_every_code_is_in_the_document_under_its_status() -> None:
     for code, status in CODES.items():
         assert code in DOCUMENT["components"]["responses"][f"Problem{status.value}"]["description"]
-    assert DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"] == list(CODES)
+    schemas = DOCUMENT["components"]["schemas"]
+    assert schemas["Code"]["enum"] == list(CODES)
+    for name in ("Problem", "Error", "BatchError"):
+        assert schemas[name]["properties"]["code"] == {"$ref": "#/components/schemas/Code"}
 
 
 def test_examples_are_accepted(stack: Any) -> None:

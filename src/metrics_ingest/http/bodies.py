@@ -5,50 +5,48 @@ keys 1.6 GB), so the number of values is limited, before parsing, to what the me
 """
 
 import zlib
+from dataclasses import dataclass
 
 from pydantic_core import from_json
 from starlette.requests import Request
-from starlette.types import Message
 
 from metrics_ingest.errors import Fault, Overloaded, RequestRefused
 from metrics_ingest.http.headers import Headers, is_gzip
-from metrics_ingest.server.deadlines import BodyTimeout, body_deadlines
+from metrics_ingest.server.deadlines import body_deadlines
 from metrics_ingest.server.fast_path import fast_path
 
-SMALL = 65_536  # bytes; a body up to this size, in one part and not gzip, is not checked, because it can do no harm
+SMALL = 65_536  # bytes; a body up to this size that has arrived is neither counted nor checked: it can do no harm
 LARGE_BODIES = 4  # times MAX_BODY_BYTES: the memory of all other bodies of a function together
 GZIP_MEMBERS = 4_096  # of one body; each costs a decompressor
 VALUES_PER_METRIC = 16  # a valid metric has 6; the rest allows for reporting unknown fields of each metric
 NESTED_PER_METRIC = 4
 
 
+@dataclass(slots=True)
 class Memory:
     """The bytes that all large bodies of a function may hold together, each until its request is answered."""
 
-    def __init__(self, limit: int) -> None:
-        self.free = limit
+    free: int
 
 
+@dataclass(slots=True)
 class Reservation:
     """The bytes that one request holds of a Memory. The caller must `release` them when it has answered."""
 
-    __slots__ = ("_memory", "_size")
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._size = 0
+    memory: Memory
+    size: int = 0
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes. Raise Overloaded if they are not free."""
-        if size > self._memory.free:
+        if size > self.memory.free:
             raise Overloaded
-        self._memory.free -= size
-        self._size += size
+        self.memory.free -= size
+        self.size += size
 
     def release(self) -> None:
         """Give all bytes back."""
-        self._memory.free += self._size
-        self._size = 0
+        self.memory.free += self.size
+        self.size = 0
 
 
 async def read_body(request: Request, headers: Headers, limit: int, reservation: Reservation) -> bytes:
@@ -57,21 +55,19 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     Raise RequestRefused, Overloaded.
     """
     gzipped = is_gzip(headers)
-    declared = headers.get(b"content-length")
-    if declared and declared.isdigit() and int(declared) > limit:
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     connection = fast_path(request.scope)
     body = connection.take_buffered_body(request.scope) if connection else None
-    try:
-        message: Message = {"type": "http.request"}
-        if body is None:
-            message = await body_deadlines().wait(request.receive())
-            body = message.get("body", b"")
-        if message.get("more_body") or gzipped or len(body) > SMALL:
-            body = await body_deadlines().wait(_all_parts(request, body, message, limit, reservation))
-    except BodyTimeout:
-        detail = "the body took too long to arrive"
-        raise RequestRefused(Fault("malformed_json", detail), headers={"Connection": "close"}) from None
+    if body is None:
+        try:
+            body = await body_deadlines().wait(_receive(request, limit, reservation))
+        except TimeoutError:
+            fault = Fault("malformed_json", "the body took too long to arrive")
+            raise RequestRefused(fault, headers={"Connection": "close"}) from None
+    elif len(body) > SMALL:
+        reservation.add(len(body))
     if len(body) > limit:
         raise _too_large(limit)
     if gzipped:
@@ -80,18 +76,20 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     return body
 
 
-async def _all_parts(request: Request, first: bytes, message: Message, limit: int, reservation: Reservation) -> bytes:
-    """Return the body whose `first` part came in `message`; of a body beyond `limit`, only the parts up to there."""
-    body = bytearray(first)
-    reservation.add(len(body))
-    while message.get("more_body") and len(body) <= limit:
+async def _receive(request: Request, limit: int, reservation: Reservation) -> bytes:
+    """Return the body as it is sent; of a body beyond `limit`, only the parts up to there."""
+    body = bytearray()
+    more = True
+    while more and len(body) <= limit:
         message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # seen only in the log
         part = message.get("body", b"")
-        reservation.add(len(part))
-        body_deadlines().extend(len(part))
+        more = message.get("more_body", False)
         body += part
-    if message["type"] == "http.disconnect":
-        raise RequestRefused(Fault("malformed_json", "the body ended too early"))  # for the log: the client is gone
+        if more or len(body) > SMALL:
+            reservation.add(len(part))
+        body_deadlines().extend(len(part))
     return bytes(body)
 
 

@@ -1,70 +1,52 @@
 """The HTTP contract as an OpenAPI 3.1 document: `python -m metrics_ingest.http.openapi > docs/openapi.json`.
 
-openapi_base.json has what is written by hand: summaries, examples, and the replies of each POST. The rest is made
-from the code: schemas from the types, problems from the error codes, liveness and health from the list of functions.
+openapi_base.json has what is written by hand. From the code come the version, the schemas of requests, the error
+codes, the problem of each status, the names of the functions, and the paths that all functions have (`/{function}/…`).
 """
 
 import json
 import sys
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from metrics_ingest import __version__
 from metrics_ingest.errors import CODES
 from metrics_ingest.http.functions import FUNCTIONS
-from metrics_ingest.http.schemas import json_schemas
+from metrics_ingest.model.metric import METRIC
+from metrics_ingest.model.user import USER
 
 BASE = Path(__file__).with_name("openapi_base.json")
-
-
-def _content(media_type: str, schema: str) -> dict[str, Any]:
-    return {"content": {media_type: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
-
-
-def _problem(status: HTTPStatus) -> dict[str, Any]:
-    """Return the response for a status, whose description lists its codes."""
-    codes = ", ".join(code for code, known in CODES.items() if known == status)
-    retry = " The same request can be sent again safely." if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
-    return {"description": f"{codes}.{retry}", **_content("application/problem+json", "Problem")}
-
-
-def _status_paths(name: str) -> dict[str, Any]:
-    """Return the paths of a function's liveness and health."""
-    problems = {str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in (500, 503)}
-    live: dict[str, Any] = {
-        "tags": [name],
-        "security": [],
-        "operationId": f"{name}_liveness",
-        "summary": "Is the function up? Does not ask the database.",
-        "responses": {"200": {"description": "It is.", **_content("application/json", "Liveness")}},
-    }
-    health = live | {
-        "operationId": f"{name}_health",
-        "summary": "Does its database answer?",
-        "responses": {"200": {"description": "It does.", **_content("application/json", "Health")}, **problems},
-    }
-    return {f"/{name}/": {"get": live}, f"/{name}/health": {"get": health}}
 
 
 def document() -> dict[str, Any]:
     """Return the OpenAPI document as Python's own types."""
     result: dict[str, Any] = json.loads(BASE.read_text())
     result["info"]["version"] = __version__
-    components = result["components"]
-    components["schemas"] = json_schemas()
-    components["responses"] |= {
-        name: _problem(status) | components["responses"].get(name, {})
-        for status in sorted(set(CODES.values()))
-        for name in [f"Problem{status.value}"]
+    result["paths"] = _paths(result["paths"])
+    result["components"]["schemas"] |= {
+        "Metric": METRIC.json_schema(),
+        "User": USER.json_schema(),
+        "Code": {"type": "string", "enum": list(CODES)},
+        "FunctionName": {"type": "string", "enum": [function.name for function in FUNCTIONS]},
     }
+    responses = result["components"]["responses"]
+    for status in sorted(set(CODES.values())):
+        response = responses.setdefault(f"Problem{status.value}", {})
+        codes = ", ".join(code for code in CODES if CODES[code] == status)
+        response["description"] = f"{codes}. {response.get('description', '')}".strip()
+        response["content"] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return result
+
+
+def _paths(base: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths, with those that contain `{function}` repeated for each function."""
+    shared = json.dumps({path: base.pop(path) for path in list(base) if "{function}" in path})
     paths: dict[str, Any] = {}
     for function in FUNCTIONS:
-        paths |= _status_paths(function.name)
-    for path, operations in result["paths"].items():
+        paths |= json.loads(shared.replace("{function}", function.name))
+    for path, operations in base.items():
         paths[path] = paths.get(path, {}) | operations
-    result["paths"] = paths
-    return result
+    return paths
 
 
 def to_text() -> str:

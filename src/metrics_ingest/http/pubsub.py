@@ -145,5 +145,5 @@ class PubsubService(Service):
         return acknowledgement
 
 
-async def _no_handler(_body: bytes, _headers: Headers) -> Response:
+async def _no_handler(_body: bytes, _headers: Headers) -> Reply:
     raise NotImplementedError

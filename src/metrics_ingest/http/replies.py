@@ -3,7 +3,6 @@
 import logging
 import uuid
 from collections.abc import Iterable
-from types import MappingProxyType
 
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
-    rejected: Faults = MappingProxyType({})  # of a batch: what the service puts in quarantine
+    rejected: Faults | None = None  # of a batch: what the service puts in quarantine
     rejected_lines: bytes | None = None  # NDJSON of the rejected metrics, where the request's body is something else
 
     def __init__(
@@ -41,9 +40,7 @@ class Reply(Response):
             connection = fast_path(scope)
             if not (connection and connection.send_reply(scope, self.status_code, self.raw_headers, self.body)):
                 await super().__call__(scope, receive, send)
-        except (
-            RuntimeError
-        ):  # uvloop's "the handler is closed": uvicorn writes after a disconnect with requests pending
+        except RuntimeError:  # uvloop's "the handler is closed", when the client has disconnected with requests pending
             logger.debug("client disconnected before the reply")
 
 
@@ -74,13 +71,12 @@ def error_entry(fault: Fault) -> dict[str, str | None]:
     return {"code": fault.code, "field": fault.field, "metric_id": fault.metric_id, "detail": fault.detail}
 
 
-def problem(error: Exception) -> Response:
+def problem(error: Exception) -> Reply:
     """Return the reply for any exception (RFC 9457); this is the only place that makes one.
 
     An unexpected exception is logged with a correlation id, and the reply holds that id only.
     """
     headers: dict[str, str] = {}
-    faults: tuple[Fault, ...]
     if isinstance(error, RequestRefused):
         faults, headers = error.faults, error.headers
     elif isinstance(error, StoreUnavailable | Overloaded):
@@ -91,13 +87,14 @@ def problem(error: Exception) -> Response:
         facts = {"correlation_id": correlation_id, "reason": reason}
         logger.error("internal error", exc_info=None if reason else error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
-    status = CODES[faults[0].code]
+    code = faults[0].code
+    status = CODES[code]
     body = {
-        "type": f"urn:metrics-ingest:problem:{faults[0].code}",
+        "type": f"urn:metrics-ingest:problem:{code}",
         "title": status.phrase,
         "status": status.value,
         "detail": faults[0].detail,
-        "code": faults[0].code,
+        "code": code,
         "errors": [error_entry(fault) for fault in faults],
     }
     fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())

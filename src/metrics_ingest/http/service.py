@@ -1,15 +1,15 @@
 """What every function does around its own work: methods, liveness, health, keys, body limits, errors, CORS."""
 
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from functools import cache
-from http import HTTPStatus
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metrics_ingest import __version__, logs, server
+from metrics_ingest import __version__, logs
 from metrics_ingest.errors import CODES, Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import LARGE_BODIES, Memory, Reservation, check_structure, read_body
@@ -26,7 +26,7 @@ HEALTH_TIMEOUT_S = 2.0
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[bytes, Headers], Awaitable[Response]]
+Handler = Callable[[bytes, Headers], Awaitable[Reply]]
 
 
 class Service:
@@ -100,16 +100,15 @@ class Service:
         """Return the reply for any exception."""
         return problem(error)
 
-    async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Response:
+    async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Reply:
         """Return the handler's reply, after putting in quarantine what it refused."""
-        faults: Faults = {}
+        faults: Faults | None = None
         ndjson = media_type(headers) == NDJSON
         try:
             reply = await self._handler(body, headers)
-            if isinstance(reply, Reply):
-                faults = reply.rejected
-                if reply.rejected_lines is not None:
-                    body, ndjson = reply.rejected_lines, True
+            faults = reply.rejected
+            if reply.rejected_lines is not None:
+                body, ndjson = reply.rejected_lines, True
             return reply
         except RequestRefused as error:
             faults = {None: error.faults}
@@ -122,13 +121,13 @@ class Service:
         """Reply 200: liveness, or on a path that ends with /health after the database has replied."""
         status = {"function": self.function.name, "version": __version__}
         if not request.scope["path"].rstrip("/").endswith("/health"):
-            return Reply(HTTPStatus.OK, to_json({**status, "status": "ok"}))
+            return Reply(200, to_json({**status, "status": "ok"}))
         await writer().write(Operation.PING, (), timeout_s=HEALTH_TIMEOUT_S)
-        return Reply(HTTPStatus.OK, to_json({**status, "database": "ok"}))
+        return Reply(200, to_json({**status, "database": "ok"}))
 
 
 @cache
 def begin_process() -> None:
     """Do what must wait for this process's first request: until then the framework forks and configures logging."""
     logs.configure(settings().log_level)
-    server.freeze()
+    gc.freeze()  # garbage collection leaves out what is loaded by now: see server.install

@@ -15,9 +15,18 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.model import metric as model
 from metrics_ingest.model.batch import Batch
-from metrics_ingest.model.metric import DAY_US, EPOCH_US, NIL_BYTES, MetricRow, implicit_session
+from metrics_ingest.model.metric import (
+    DAY_US,
+    EPOCH_US,
+    FIELDS,
+    METRIC,
+    NIL_BYTES,
+    MetricRow,
+    complete,
+    implicit_session,
+)
+from metrics_ingest.model.validation import validate_item
 from metrics_ingest.otlp.teaching import taught
 from metrics_ingest.settings import settings
 
@@ -144,13 +153,14 @@ class Records:
     def _examine(self, position: int, metric: dict[str, Any], group: Group) -> None:
         """Slow path: let the model find out what is wrong with a metric, if anything is."""
         try:
-            (row,), faults = model.complete([model.read_item(metric)], (position,), None, settings().max_future_skew_s)
+            item = validate_item(METRIC, FIELDS, metric)
+            rows, faults = complete([item], (position,), None, settings().max_future_skew_s)
         except RequestRefused as refused:
-            faults = {position: list(refused.faults)}
+            rows, faults = [], {position: list(refused.faults)}
+        for row in rows:
+            self._accept(position, row, group)
         if faults:
             self.refuse(position, metric, [taught(fault, group.kind) for fault in faults[position]])
-        else:
-            self._accept(position, row, group)
 
     def _derived_id(self, group: bytes, record: bytes) -> bytes:
         """Return the UUIDv5 of all that a record says and, if an equal one came before it, of their number."""

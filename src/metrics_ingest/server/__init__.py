@@ -5,21 +5,19 @@ Importing this package, or any other of metrics_ingest, changes nothing.
 
 import gc
 from contextlib import suppress
-from functools import cache
 
 from metrics_ingest.settings import settings
 
 GC_THRESHOLD = 50_000  # Python's own: 700, in 3.12 and later 2,000
 
 
-@cache
 def install() -> None:
-    """Change uvicorn and the process, once. Each function's main.py calls this before its other imports.
+    """Change uvicorn and the process. Each function's main.py calls this before its other imports.
 
     The figures are from docs/benchmarks.md. With SERVER=stock only the first change is made.
 
-    - A high garbage collection threshold, and `freeze` at the first request. Reason: objects here are freed by
-      reference counting; cyclic collection only adds latency. Worth: a third less server CPU, p99 43 to 15 ms; 15 ms of
+    - A high garbage collection threshold, and gc.freeze at the first request. Reason: objects here are freed by
+      reference counting; cyclic collection only adds latency. Worth: a third less server CPU, p99 43 to 15 ms; 20 ms of
       the start. Can go when CPython collects without traversing all requests in flight.
     - accepting.py: 16 connections are accepted per turn of the event loop. Reason: uvloop accepts one. Worth: p99 of
       1,000 connections at once 1.9 to 0.2 s. Can go when uvloop is built with libuv 1.45 or later.
@@ -42,8 +40,3 @@ def install() -> None:
         from metrics_ingest.server import protocol
 
         protocol.install()
-
-
-def freeze() -> None:
-    """Exempt all that is loaded from garbage collection. Call this at the first request, after gunicorn has forked."""
-    gc.freeze()

@@ -6,7 +6,6 @@ One timer serves all requests, because a timer per request would cost every requ
 import asyncio
 from collections.abc import Awaitable
 from functools import cache
-from typing import TypeVar
 
 from metrics_ingest.shutdown import shutdown_deadline
 
@@ -14,15 +13,9 @@ BODY_TIMEOUT_S = 10.0  # for a whole body, ...
 BYTES_PER_EXTRA_S = 100_000  # ... and a second more for each so many bytes that have arrived
 SWEEP_S = 0.5
 
-Received = TypeVar("Received")
-
-
-class BodyTimeout(Exception):
-    """A client took too long to send a body."""
-
 
 class BodyDeadlines:
-    """The deadlines of all tasks that wait for a body. A sweep cancels the late ones; `wait` raises BodyTimeout."""
+    """The deadlines of all tasks that receive a body. A sweep cancels the late ones."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -31,8 +24,8 @@ class BodyDeadlines:
         self._late: set[asyncio.Task[object]] = set()
         self._sweep_planned = False
 
-    async def wait(self, receiving: Awaitable[Received]) -> Received:
-        """Return the result of `receiving`, which waits for (a part of) a body. Raise BodyTimeout."""
+    async def wait(self, receiving: Awaitable[bytes]) -> bytes:
+        """Return the body that `receiving` returns. Raise TimeoutError after the deadline, which `extend` moves."""
         task = _current_task()
         self._deadlines[task] = self._loop.time() + BODY_TIMEOUT_S
         if not self._sweep_planned:
@@ -45,7 +38,7 @@ class BodyDeadlines:
             if task in self._late:
                 self._late.remove(task)
                 task.uncancel()
-                raise BodyTimeout
+                raise TimeoutError
 
     def extend(self, size: int) -> None:
         """Move the current task's deadline, because `size` more bytes have arrived for it."""

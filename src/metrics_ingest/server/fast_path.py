@@ -1,24 +1,16 @@
-"""What a service may ask of a connection that protocol.py serves: the shortcuts around the ASGI interface."""
+"""The shortcut from a service to its connection, around the ASGI interface."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
+
+if TYPE_CHECKING:  # it needs httptools, which is not installed on Windows
+    from metrics_ingest.server.protocol import TunedProtocol
 
 EXTENSION = "metrics_ingest"  # in a request's scope (ASGI, "Extensions")
 
 
-class FastPath(Protocol):
-    """A connection of protocol.TunedProtocol."""
-
-    def take_buffered_body(self, scope: Scope) -> bytes | None:
-        """Return the request's body if all of it has arrived, else None: then call `receive`."""
-
-    def send_reply(self, scope: Scope, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a reply in one write. Return False if that is not possible: then call `send`."""
-
-
-def fast_path(scope: Scope) -> FastPath | None:
+def fast_path(scope: Scope) -> "TunedProtocol | None":
     """Return the connection of a request, or None where another protocol serves it (SERVER=stock, h11, tests)."""
-    extensions: dict[str, FastPath] = scope.get("extensions", {})
+    extensions: dict[str, TunedProtocol] = scope.get("extensions", {})
     return extensions.get(EXTENSION)

@@ -6,11 +6,10 @@ is sent in one write. Wherever one of these is not possible, uvicorn's own way i
 """
 
 import logging
-import secrets
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable
 from functools import cache
 from http import HTTPStatus
-from itertools import count
 
 import uvicorn.config
 from starlette.requests import Request
@@ -45,7 +44,7 @@ class TunedProtocol(HttpToolsProtocol):
         if self.parser.get_method() == b"POST":
             self.app = without_middleware(self.config.loaded_app)
             if EXECUTION_ID not in dict(self.headers):  # the middleware would add it; the function's log lines hold it
-                self.headers.append((EXECUTION_ID, b"%012x" % next(execution_ids())))
+                self.headers.append((EXECUTION_ID, b"%012x" % random.getrandbits(48)))  # seeded anew after a fork
         else:
             self.app = self.config.loaded_app
         super().on_headers_complete()
@@ -66,7 +65,7 @@ class TunedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def take_buffered_body(self, scope: Scope) -> bytes | None:
-        """Return the whole body of the connection's last request, if `scope` is that one and all of it has arrived."""
+        """Return the body of a request, or None if it is not the connection's last or parts of it are missing."""
         cycle = self.cycle
         if cycle.scope is not scope or cycle.more_body or cycle.disconnected:
             return None
@@ -103,12 +102,6 @@ class TunedProtocol(HttpToolsProtocol):
         cycle.message_event.set()
         cycle.on_response()
         return True
-
-
-@cache
-def execution_ids() -> Iterator[int]:
-    """Return this process's counter of requests. It starts at random, at the first request, because of forks before."""
-    return count(secrets.randbits(47))
 
 
 @cache

@@ -1,6 +1,6 @@
 """Stores a batch of metrics, and accounts for every one of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -15,16 +15,13 @@ from metrics_ingest.storage.writer import writer
 
 @dataclass(slots=True)
 class Report:
-    """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one.
-
-    `rows` are the valid metrics, `faults` those of the others by position in the request.
-    """
+    """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one."""
 
     received: int
-    rows: list[MetricRow]
+    rows: list[MetricRow]  # the valid metrics
     stored: int
     duplicates: int
-    faults: dict[int, list[Fault]] = field(default_factory=dict)
+    faults: dict[int, list[Fault]]  # those of the others by position in the request
 
     @property
     def status(self) -> HTTPStatus:
@@ -39,10 +36,10 @@ class Report:
         return [UUID(bytes=metric_id) for _, _, metric_id, _, _, _ in self.rows]
 
 
-async def store(batch: Batch, *, strict: bool = False, timeout_s: float | None = None) -> Report:
-    """Store the valid metrics of a batch, or if `strict` everything or nothing, and account for all of them.
+async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> Report:
+    """Store the valid metrics of a batch, or if `strict` all or nothing. Raise what Writer.write raises.
 
-    `timeout_s` is how long to wait for the commit (default: WRITE_TIMEOUT_S). Raise what Writer.write raises.
+    `timeout_s` is how long to wait for the commit (0: WRITE_TIMEOUT_S).
     """
     commit = Commit.VALID_ITEMS
     if strict:  # with faults known already, the database is still asked for those that only it can find
@@ -50,17 +47,15 @@ async def store(batch: Batch, *, strict: bool = False, timeout_s: float | None =
     outcomes = []
     if batch.rows:
         outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
-    duplicates = 0
-    faults = batch.faults
-    for outcome in outcomes:
-        if outcome.kind == "duplicate":
-            duplicates += 1
-        else:
-            fault = _fault(outcome, batch.rows[outcome.position])
-            faults.setdefault(batch.positions[outcome.position], []).append(fault)
-    if strict and faults:
-        return Report(batch.received, batch.rows, 0, 0, faults)
-    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults)
+    rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
+    for outcome in rejected:
+        fault = _fault(outcome, batch.rows[outcome.position])
+        batch.faults.setdefault(batch.positions[outcome.position], []).append(fault)
+    if strict and batch.faults:
+        return Report(batch.received, batch.rows, 0, 0, batch.faults)
+    duplicates = len(outcomes) - len(rejected)
+    stored = batch.received - duplicates - len(batch.faults)
+    return Report(batch.received, batch.rows, stored, duplicates, batch.faults)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:
