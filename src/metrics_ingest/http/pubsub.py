@@ -120,7 +120,7 @@ class PubsubService(Service):
         limit = self.settings.max_body_bytes
         reservation = Reservation(self.memory)
         faults: Faults = {}
-        lines = b""
+        body = lines = b""
         try:
             # Base64 is a third longer than the data.
             body = lines = await read_body(request, headers, limit * 4 // 3 + ENVELOPE_BYTES, reservation)
@@ -131,7 +131,7 @@ class PubsubService(Service):
             if report.faults:
                 faults, lines = report.faults, push.lines()
         except RequestRefused as error:
-            if not lines and error.code != "payload_too_large":  # the message did not arrive as a whole
+            if not body and error.code != "payload_too_large":  # the message did not arrive as a whole
                 raise
             faults = {None: error.faults}
         finally:
