@@ -39,7 +39,7 @@ INGRESS=${INGRESS:-all}                                      # internal-and-clou
 MIN_INSTANCES=${MIN_INSTANCES:-0}                            # per function
 MAX_INSTANCES=${MAX_INSTANCES:-10}                           # per function
 CONCURRENCY=${CONCURRENCY:-80}                               # requests at once in an instance
-BATCH_CONCURRENCY=${BATCH_CONCURRENCY:-8}                    # the same of ingest_batch, whose requests are large
+BATCH_CONCURRENCY=${BATCH_CONCURRENCY:-8}                    # the same of ingest_batch and ingest_otlp, whose requests are large
 CPU=${CPU:-1}
 MEMORY=${MEMORY:-512Mi}
 WORKERS=${WORKERS:-1}                                        # processes in an instance; one for each CPU
@@ -55,7 +55,7 @@ DB_OWNER_PASSWORD_SECRET=${DB_OWNER_PASSWORD_SECRET:-$DB_PASSWORD_SECRET}
 API_KEYS_SECRET=${API_KEYS_SECRET:-$PREFIX-api-keys}
 MAINTENANCE_SCHEDULE=${MAINTENANCE_SCHEDULE:-17 3 * * *}     # UTC
 
-FUNCTIONS=(ingest ingest_batch users)
+FUNCTIONS=(ingest ingest_batch ingest_otlp users)
 MANIFESTS=${MANIFESTS:-.local/${1:-deploy}}                     # where the filled templates go
 case $INSTANCE in *:*) CONNECTION=$INSTANCE ;; "") CONNECTION= ;; *) CONNECTION=$PROJECT:$REGION:$INSTANCE ;; esac
 DB_HOST=${DB_HOST:-/cloudsql/$CONNECTION}
@@ -128,7 +128,7 @@ fi
 mkdir -p "$MANIFESTS" && touch "$made"
 for function in "${FUNCTIONS[@]}"; do
   concurrency=$CONCURRENCY
-  [ "$function" != ingest_batch ] || concurrency=$BATCH_CONCURRENCY
+  case $function in ingest_batch | ingest_otlp) concurrency=$BATCH_CONCURRENCY ;; esac
   FUNCTION=$function SERVICE=$(service "$function") CONCURRENCY=$concurrency fill service.yaml "$function"
 done
 if [ "${1:-}" = manifests ]; then

@@ -1,4 +1,4 @@
-"""POST /ingest_batch/: many metrics, each accounted for by its position."""
+"""POST /ingest_batch/: many metrics, each accounted for by its position. POST …/pubsub: the same, pushed."""
 
 from metrics_ingest import server
 
@@ -10,16 +10,17 @@ from starlette.responses import Response
 
 from metrics_ingest.http.functions import NDJSON
 from metrics_ingest.http.headers import Headers, idempotency_key, media_type, prefers_strict
+from metrics_ingest.http.pubsub import PubsubService, Push, is_push
 from metrics_ingest.http.replies import Reply, report_body
 from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.ingest import store
+from metrics_ingest.storage.ingest import Report, store
 
 
 @functions_framework.aio.http
 async def ingest_batch(request: Request) -> Response:
-    return await service.respond(request)
+    return await (pushes if is_push(request.scope["path"]) else service).respond(request)
 
 
 async def store_many(body: bytes, headers: Headers) -> Reply:
@@ -33,4 +34,11 @@ async def store_many(body: bytes, headers: Headers) -> Reply:
     return reply
 
 
+async def store_push(push: Push) -> Report:
+    """Store all valid metrics of a pushed message; the message's id stands for the ids that they do not have."""
+    parse = batch.parse_lines if push.ndjson else batch.parse_many
+    return await store(parse(push.data, push.key))
+
+
 service = Service("ingest_batch", store_many, max_items=settings().max_batch, keeps_rejected=True)
+pushes = PubsubService("ingest_batch", store_push, service.memory)

@@ -12,7 +12,7 @@ import requests
 
 from support.processes import ROOT, eventually, free_port
 
-FUNCTIONS = ("ingest", "ingest_batch", "users")
+FUNCTIONS = ("ingest", "ingest_batch", "ingest_otlp", "users")
 
 
 def answers(*command: str) -> str:

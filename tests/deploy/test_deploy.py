@@ -102,8 +102,8 @@ def test_a_secret_that_is_not_there_is_named_before_anything_is_built(deploy: De
 @pytest.mark.parametrize(
     "settings",
     [
-        {"MAX_INSTANCES": "15"},  # 15 * 1 * 2 * 3 = 90, of 100 - 10
-        {"WORKERS": "2", "DB_CONNECTIONS": "130"},
+        {"MAX_INSTANCES": "11"},  # 11 * 1 * 2 * 4 = 88, of 100 - 10
+        {"WORKERS": "2", "DB_CONNECTIONS": "170"},
     ],
 )
 def test_instances_that_the_database_has_connections_for_are_deployed(
@@ -116,7 +116,7 @@ def test_instances_that_the_database_has_connections_for_are_deployed(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"MAX_INSTANCES": "16"}, "connections"),
+        ({"MAX_INSTANCES": "12"}, "connections"),
         ({"WRITE_LANES": "4"}, "connections"),
         ({"WORKERS": "2"}, "connections"),
         ({"MAX_INSTANCES": "many"}, "MAX_INSTANCES"),
@@ -189,7 +189,12 @@ def test_spaces_stay_within_their_argument(deploy: Deployment) -> None:
 
 def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> None:
     run = deploy()
-    names = {"ingest": "metrics-ingest", "ingest_batch": "metrics-ingest-batch", "users": "metrics-users"}
+    names = {
+        "ingest": "metrics-ingest",
+        "ingest_batch": "metrics-ingest-batch",
+        "ingest_otlp": "metrics-ingest-otlp",
+        "users": "metrics-users",
+    }
     for function, service in names.items():
         manifest = yaml(run.manifests / f"{function}.yaml")
         assert manifest["metadata"]["name"] == service
@@ -240,7 +245,7 @@ def test_any_knative_cluster_gets_the_same_services_and_its_own_kind_of_jobs(dep
     read = pytest.importorskip("yaml").safe_load_all
     files = {path.stem: list(read(path.read_text())) for path in run.manifests.glob("*.yaml")}
     kinds = {name: [document["kind"] for document in documents] for name, documents in files.items()}
-    services = {name: ["Service"] for name in ("ingest", "ingest_batch", "users")}
+    services = {name: ["Service"] for name in ("ingest", "ingest_batch", "ingest_otlp", "users")}
     assert kinds == {**services, "jobs": ["Job", "CronJob"]}
     assert files["ingest"][0]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
     assert "${" not in "".join(path.read_text() for path in run.manifests.glob("*.yaml")).replace("${…}", "")
@@ -274,7 +279,7 @@ def test_the_services_are_valid_by_knatives_own_schema(deploy: Deployment) -> No
     schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     assert unknown_to(schema, {"spec": {"template": {"spec": {"containers": [{"imagee": "x"}]}}}})
     run = deploy()
-    for name in ("ingest", "ingest_batch", "users"):
+    for name in ("ingest", "ingest_batch", "ingest_otlp", "users"):
         assert unknown_to(schema, yaml(run.manifests / f"{name}.yaml")) == []
 
 

@@ -68,16 +68,22 @@ def test_place_names_every_function(place: str) -> None:
 
 
 def test_gateway_passes_each_path_to_the_function_that_owns_it() -> None:
-    (pattern,) = re.findall(r"location ~ (\S+) \{", GATEWAY)
+    pattern, bare = re.findall(r"location ~ (\S+) \{", GATEWAY)
     location = re.compile(pattern.replace("(?<", "(?P<"))
     for function in FUNCTIONS:
         for path in function.paths:
+            if path.startswith("/v1/"):
+                assert function.name == "ingest_otlp"
+                assert re.match(bare, path)
+                assert re.match(bare, path.rstrip("/"))
+                continue
             for tried in (path, path.rstrip("/"), path + "health"):
                 match = location.match(tried)
                 assert match, f"deploy/gateway/nginx.conf: no location matches {tried}"
                 assert match["function"] == function.name
-    for path in ("/", "/nothing/", "/ingestion/", "/ingest_batches", "/users.html"):
+    for path in ("/", "/nothing/", "/ingestion/", "/ingest_batches", "/users.html", "/v1/", "/v1/traces", "/v1/logs/x"):
         assert not location.match(path), path
+        assert not re.match(bare, path), path
 
 
 def test_container_tests_run_every_function() -> None:

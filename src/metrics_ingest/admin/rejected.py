@@ -26,7 +26,7 @@ LIST = """
 SELECTION = {
     "since": ("received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
     "code": ("{} = ANY (codes)", str, "Only metrics rejected with this error code."),
-    "route": ("route = {}", str, "Only metrics sent to this function: ingest or ingest_batch."),
+    "route": ("route = {}", str, "Only metrics sent to this function: ingest, ingest_batch or ingest_otlp."),
     "key": ("key_name = {}", str, "Only metrics sent with the API key of this name."),
 }
 
@@ -44,7 +44,7 @@ def _where(options: Record) -> str:
 
 @click.group()
 def command() -> None:
-    """Count, list and replay the metrics that ingest and ingest_batch rejected.
+    """Count, list and replay the metrics that ingest, ingest_batch and ingest_otlp rejected.
 
     The functions keep rejected metrics unless KEEP_REJECTED is false: at most 8 KiB of each, and a limited number per
     second. `partitions maintain` drops them after three months.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
+PROTOBUF = b"application/x-protobuf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Function:
 FUNCTIONS = (
     Function("ingest", ("POST",), ("/ingest/",), (JSON,)),
     Function("ingest_batch", ("POST",), ("/ingest_batch/",), (JSON, NDJSON)),
+    Function("ingest_otlp", ("POST",), ("/ingest_otlp/", "/v1/metrics/", "/v1/logs/"), (PROTOBUF, JSON)),
     Function("users", ("POST",), ("/users/",), (JSON,)),
 )
 BY_NAME = {function.name: function for function in FUNCTIONS}

@@ -24,6 +24,7 @@ class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
     rejected: Faults | None = None  # of a batch: what the service puts in quarantine
+    rejected_lines: bytes | None = None  # NDJSON of the rejected metrics, where the request's body is something else
 
     def __init__(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON

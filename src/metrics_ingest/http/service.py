@@ -34,17 +34,25 @@ class Service:
 
     `name` is its name in FUNCTIONS. `handler` gets each body, decompressed, with the header fields, and returns the
     reply or raises. A body holds at most `max_items` metrics (or users). With `keeps_rejected`, the metrics that the
-    handler refuses are put in quarantine.
+    handler refuses are put in quarantine. `memory` is that of another service of the same function, to share it.
     """
 
-    def __init__(self, name: str, handler: Handler, max_items: int = 1, *, keeps_rejected: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        max_items: int = 1,
+        *,
+        keeps_rejected: bool = False,
+        memory: Memory | None = None,
+    ) -> None:
         self.function = BY_NAME[name]
         self.settings = settings()
         self._handler = handler
         self._max_items = max_items
         self._keeps_rejected = keeps_rejected
         self._cors = Cors(self.settings.cors_origins) if self.settings.cors_origins else None
-        self._memory = Memory(LARGE_BODIES * self.settings.max_body_bytes)
+        self.memory = memory or Memory(LARGE_BODIES * self.settings.max_body_bytes)
         logs.start(self.settings)
 
     async def respond(self, request: Request) -> Response:
@@ -56,7 +64,7 @@ class Service:
             if isinstance(error, RequestRefused):
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
                 logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
-            response = problem(error)
+            response = self._error_reply(request, error)
         if self._cors:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
         return response
@@ -74,28 +82,40 @@ class Service:
     async def _post(self, request: Request) -> Response:
         headers = combined(request.scope["headers"])
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)  # in the scope for the log
-        ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
-        reservation = Reservation(self._memory)
+        reservation = Reservation(self.memory)
         try:
-            body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
-            check_structure(body, self._max_items, ndjson=ndjson)
+            body = await self._read(request, headers, reservation)
             return await self._handle(body, headers, caller)
         finally:
             reservation.release()
 
+    async def _read(self, request: Request, headers: Headers, reservation: Reservation) -> bytes:
+        """Return the body, decompressed and within all limits. Raise RequestRefused, Overloaded."""
+        ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
+        body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
+        check_structure(body, self._max_items, ndjson=ndjson)
+        return body
+
+    def _error_reply(self, _request: Request, error: Exception) -> Response:
+        """Return the reply for any exception."""
+        return problem(error)
+
     async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Reply:
         """Return the handler's reply, after putting in quarantine what it refused."""
         faults: Faults | None = None
+        ndjson = media_type(headers) == NDJSON
         try:
             reply = await self._handler(body, headers)
             faults = reply.rejected
+            if reply.rejected_lines is not None:
+                body, ndjson = reply.rejected_lines, True
             return reply
         except RequestRefused as error:
             faults = {None: error.faults}
             raise
         finally:
             if faults and self._keeps_rejected:
-                await keep(self.function.name, caller, body, media_type(headers) == NDJSON, faults)
+                await keep(self.function.name, caller, body, ndjson, faults)
 
     async def _get(self, request: Request) -> Response:
         """Reply 200: liveness, or on a path that ends with /health after the database has replied."""
