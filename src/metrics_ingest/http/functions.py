@@ -26,6 +26,7 @@ class Function:
 
 
 FUNCTIONS = (
+    Function("dashboard", ("GET",), ("/dashboard/",)),
     Function("ingest", ("POST",), ("/ingest/",), (JSON,)),
     Function("ingest_batch", ("POST",), ("/ingest_batch/",), (JSON, NDJSON)),
     Function("users", ("POST",), ("/users/",), (JSON,)),
