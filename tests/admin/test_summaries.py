@@ -292,7 +292,7 @@ def test_status_says_never_until_the_first_refresh(console: Console) -> None:
 
 
 def test_refresh_goes_on_with_every(users: Console) -> None:
-    command = [BIN / "metrics-ingest", "summaries", "refresh", "--every", "0.1"]
+    command = [str(BIN / "metrics-ingest"), "summaries", "refresh", "--every", "0.1"]
     process = subprocess.Popen(command, env={"DATABASE_URL": users.url}, stdout=subprocess.PIPE)
     try:
         for number in range(3):

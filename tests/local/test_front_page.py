@@ -86,7 +86,7 @@ def test_page_shows_the_state_and_the_next_step(server: Server, browser: Browser
     page = watched.page
     page.goto(server.url)
     page.get_by_text("No metric is stored yet").wait_for()
-    page.wait_for_function("document.querySelectorAll('.state.ok').length === " + str(len(NAMES)))
+    page.locator(".state.ok").nth(len(NAMES) - 1).wait_for()
     assert watched.axe() == []
     assert page.locator("pre").first.inner_text().startswith(f"curl {server.url}/users/")
     requests.post(f"{server.url}/users/", json={"user_id": USER, "name": "Greg"}, timeout=10)
@@ -104,7 +104,7 @@ def test_page_fits_a_phone_and_the_dark(server: Server, browser: Browser, option
     watched = Watched(browser, server.url, **options)
     watched.base = server.url
     watched.page.goto(server.url)
-    watched.page.wait_for_function("document.querySelectorAll('.state.ok').length > 0")
+    watched.page.locator(".state.ok").first.wait_for()
     assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert watched.axe() == []
     watched.check()
