@@ -5,7 +5,6 @@ themselves, and drives a Chromium over the dashboard.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from support.chromium import chromium
 from support.emulator import emulator
 from support.processes import ROOT, eventually
 
@@ -41,14 +41,6 @@ def main() -> None:
             browser.close()
 
 
-def chromium() -> str:
-    """The path of an installed Chromium. Raise SystemExit when there is none."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
-        raise SystemExit("screenshots: Chromium is needed: apt-get install chromium, or set CHROMIUM to its path")
-    return found
-
-
 def complete(url: str) -> bool:
     """Whether the summaries include the last metric."""
     facts = requests.get(f"{url}/dashboard/api/freshness", timeout=10).json()
@@ -71,7 +63,7 @@ def take(browser: Browser, url: str) -> None:
         page.goto(f"{url}/dashboard/#/{view}")
         save(page, name, full=options["viewport"] == WIDE)
         context.close()
-    context = browser.new_context(viewport=WIDE)
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.goto(url)
     page.locator(".state.ok").first.wait_for()
@@ -94,7 +86,7 @@ def save(page: Page, name: str, *, full: bool) -> None:
 def longest_session(url: str) -> tuple[str, str]:
     """A user and a session that show something: the one with most metrics of the user who talked most."""
     api = f"{url}/dashboard/api"
-    user = requests.get(f"{api}/users", params={"order": "-talk_time", "limit": 1}, timeout=10).json()["users"][0]
+    user = requests.get(f"{api}/users", params={"order": "-talk_time", "limit": "1"}, timeout=10).json()["users"][0]
     found = requests.get(f"{api}/sessions", params={"user_id": user["user_id"]}, timeout=10).json()["sessions"]
     return user["user_id"], max(found, key=lambda one: one["metric_count"])["session_id"]
 

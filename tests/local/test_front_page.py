@@ -7,7 +7,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser
 
-from dashboard.browser import PHONE, Watched, start
+from dashboard.browser import PHONE, Watched
 from metrics_ingest.http.functions import FUNCTIONS
 from support.emulator import emulator
 from support.problems import check_problem
@@ -26,12 +26,6 @@ def url(postgres: Postgres) -> str:
 @pytest.fixture(scope="module")
 def server(url: str) -> Iterator[Server]:
     with emulator(DATABASE_URL=url) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with start() as running:
         yield running
 
 

@@ -28,7 +28,8 @@ NO_READ_KEYS = (
     " prints an entry), or ALLOW_ANONYMOUS=true to let anybody read"
 )
 READY_MESSAGE = """\
-metrics-ingest is ready: {base}
+metrics-ingest is ready:
+  start here {base}/
   dashboard  {base}/dashboard/{locked}
   API page   {base}/docs
 {routes}
