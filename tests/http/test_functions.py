@@ -27,12 +27,7 @@ def in_compose() -> set[str]:
 
 def in_gateway_depends_on() -> set[str]:
     (names,) = re.findall(r"\n  gateway:\n(?:    .*\n)*?    depends_on:\n((?:      - \w+\n)+)", COMPOSE)
-    return set(re.findall(r"\w+", names))
-
-
-def in_gateway_index() -> set[str]:
-    (text,) = re.findall(r"return 200 '(.*)';", GATEWAY)
-    return {path.strip("/") for path in json.loads(text)["functions"]}
+    return set(re.findall(r"\w+", names)) - {"front"}
 
 
 def in_deploy_script() -> set[str]:
@@ -54,7 +49,6 @@ PLACES: dict[str, Callable[[], set[str]]] = {
     "functions/": lambda: {path.parent.name for path in (ROOT / "functions").glob("*/main.py")},
     "docker-compose.yml: services": in_compose,
     "docker-compose.yml: gateway, depends_on": in_gateway_depends_on,
-    "deploy/gateway/nginx.conf: location = /": in_gateway_index,
     "deploy/deploy.sh: FUNCTIONS": in_deploy_script,
     "pyproject.toml: tool.ruff, src": in_linter,
     "docs/openapi.json": in_openapi,

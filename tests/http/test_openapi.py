@@ -9,6 +9,7 @@ import pytest
 import requests
 from openapi_spec_validator import validate
 
+from metrics_ingest.dashboard.api import ENDPOINTS
 from metrics_ingest.errors import CODES
 from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS
@@ -24,6 +25,7 @@ POSTS = {
     "/ingest_otlp/v1/logs",
     "/users/",
 }
+API = {f"/dashboard/api/{name}": endpoint for name, endpoint in ENDPOINTS.items()}
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 
 
@@ -45,11 +47,23 @@ def test_document_is_valid() -> None:
 
 def test_every_function_has_its_operations() -> None:
     functions = sorted(path.parent.name for path in (ROOT / "functions").glob("*/main.py"))
-    expected = {path: {"get"} for name in functions for path in (f"/{name}/", f"/{name}/health")}
-    for path in POSTS:
-        expected[path] = expected.get(path, set()) | {"post"}
+    shared = {path: {"get"} for name in functions for path in (f"/{name}/", f"/{name}/health")}
+    own = {path: {"post"} for path in POSTS} | {path: {"get"} for path in API}
+    expected = {path: shared.get(path, set()) | own.get(path, set()) for path in shared | own}
     assert {path: set(operations) for path, operations in DOCUMENT["paths"].items()} == expected
     assert {path.split("/")[1] for path in POSTS} == {f.name for f in FUNCTIONS if "POST" in f.methods}
+
+
+def test_every_parameter_of_the_dashboards_api_is_documented() -> None:
+    for path, endpoint in API.items():
+        parameters = DOCUMENT["paths"][path]["get"]["parameters"]
+        resolved = [
+            DOCUMENT["components"]["parameters"][one["$ref"].split("/")[-1]] if "$ref" in one else one
+            for one in parameters
+        ]
+        assert [(one["name"], one["in"]) for one in resolved] == [
+            (name, "query") for name in (*endpoint.parameters, "format")
+        ], path
 
 
 def test_request_bodies_are_of_the_types_that_the_functions_read() -> None:

@@ -27,6 +27,7 @@ class Function:
 
 
 FUNCTIONS = (
+    Function("dashboard", ("GET",), ("/dashboard/",)),
     Function("ingest", ("POST",), ("/ingest/",), (JSON,)),
     Function("ingest_batch", ("POST",), ("/ingest_batch/",), (JSON, NDJSON)),
     Function("ingest_otlp", ("POST",), ("/ingest_otlp/", "/v1/metrics/", "/v1/logs/"), (PROTOBUF, JSON)),
