@@ -15,6 +15,7 @@ from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.ingest import store
+from metrics_ingest.storage.quarantine import Rejected
 
 
 @functions_framework.aio.http
@@ -26,10 +27,11 @@ async def store_many(body: bytes, headers: Headers) -> Reply:
     """Store all valid metrics (strict: all or none) and report stored, duplicate and rejected ones after the commit."""
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = prefers_strict(headers)
-    report = await store(parse(body, idempotency_key(headers)), strict=strict)
+    received = parse(body, idempotency_key(headers))
+    report = await store(received, strict=strict)
     fields = [(b"preference-applied", b"handling=strict")] if strict else []
     reply = Reply(report.status, report_body(report, strict=strict), fields)
-    reply.rejected = report.faults
+    reply.rejected = Rejected(report.faults, received.sent)
     return reply
 
 
