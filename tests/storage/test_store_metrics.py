@@ -42,7 +42,7 @@ def test_slow_path_locks_sessions_before_metrics(database_url: str) -> None:
     user, stored, sent = uuid4(), uuid4(), uuid4()
     query(database_url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
     values = [(stored, "2024-08-08"), (stored, "2024-08-08"), (sent, "2024-08-07")]
-    columns = [
+    columns: list[list[Any]] = [
         [user] * 3, [time for _, time in values], [metric_id for metric_id, _ in values], [user] * 3,
         ["talked_time"] * 3, [1] * 3, ["t"] * 3,
     ]  # fmt: skip
