@@ -48,7 +48,9 @@ def _timestamp_schema(_source: object, _handler: Callable[[Any], CoreSchema]) ->
 Timestamp = Annotated[
     datetime,
     GetPydanticSchema(_timestamp_schema, lambda _schema, _handler: {"type": "string", "format": "date-time"}),
-    Field(description="RFC 3339 with an offset; from 2000-01-01 to now and MAX_FUTURE_SKEW_S seconds"),
+    Field(
+        description="RFC 3339 with an offset; from 2000-01-01, or MAX_PAST_S seconds ago, to MAX_FUTURE_SKEW_S ahead"
+    ),
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Value = Annotated[
