@@ -15,7 +15,8 @@ from metrics_ingest.http.replies import Reply, report_body
 from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.ingest import Report, store
+from metrics_ingest.storage.ingest import store
+from metrics_ingest.storage.quarantine import Rejected
 
 
 @functions_framework.aio.http
@@ -27,17 +28,19 @@ async def store_many(body: bytes, headers: Headers) -> Reply:
     """Store all valid metrics (strict: all or none) and report stored, duplicate and rejected ones after the commit."""
     parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
     strict = prefers_strict(headers)
-    report = await store(parse(body, idempotency_key(headers)), strict=strict)
+    received = parse(body, idempotency_key(headers))
+    report = await store(received, strict=strict)
     fields = [(b"preference-applied", b"handling=strict")] if strict else []
     reply = Reply(report.status, report_body(report, strict=strict), fields)
-    reply.rejected = report.faults
+    reply.rejected = Rejected(report.faults, received.sent)
     return reply
 
 
-async def store_push(push: Push) -> Report:
-    """Store all valid metrics of a pushed message; the message's id stands for the ids that they do not have."""
+async def store_push(push: Push) -> Rejected:
+    """Store all valid metrics of a pushed message, and return the others. Its id gives ids to metrics without one."""
     parse = batch.parse_lines if push.ndjson else batch.parse_many
-    return await store(parse(push.data, push.key))
+    received = parse(push.data, push.key)
+    return Rejected((await store(received)).faults, received.sent)
 
 
 service = Service("ingest_batch", store_many, max_items=settings().max_batch, keeps_rejected=True)

@@ -25,7 +25,7 @@ async def store(signal: Signal, body: bytes, headers: Headers) -> Reply:
     """Store all valid records and reply 200 after the commit, with the number of the refused ones and why."""
     outcome = await store_records(read(signal, media_type(headers), body))
     reply = success(signal, media_type(headers), outcome)
-    reply.rejected, reply.rejected_lines = outcome.faults(), outcome.lines()
+    reply.rejected = outcome.rejected()
     return reply
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 PROTOBUF = b"application/x-protobuf"
+NDJSON_ALIASES = (b"application/ndjson", b"application/jsonl", b"application/jsonlines", b"application/x-jsonlines")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,28 +12,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import Memory, Reservation, check_structure, gunzip, read_body
-from metrics_ingest.http.functions import JSON
+from metrics_ingest.http.functions import JSON, NDJSON, NDJSON_ALIASES
 from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model.validation import parse_json
-from metrics_ingest.storage.ingest import Report
-from metrics_ingest.storage.quarantine import Faults, keep
+from metrics_ingest.storage.quarantine import Rejected, keep
 
 ENVELOPE_BYTES = 65_536  # beside the data: attributes, names and ids
 GZIP = b"\x1f\x8b"
 KEY = rb"[!-~]{1,255}"  # as of Idempotency-Key
-NDJSON_TYPES = (
-    b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/jsonlines",
-    b"application/x-jsonlines",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +40,6 @@ class Push:
     data: bytes
     ndjson: bool
     key: str
-
-    def lines(self) -> bytes:
-        """Return the data as NDJSON, in which positions are the same."""
-        if self.ndjson:
-            return self.data
-        items = from_json(self.data)
-        items = items["metrics"] if isinstance(items, dict) else items
-        return b"\n".join(to_json(item, inf_nan_mode="constants") for item in items)
 
 
 def is_push(path: str) -> bool:
@@ -74,7 +61,7 @@ def unpack(body: bytes, max_bytes: int, max_metrics: int) -> Push:
     attributes = message.get("attributes")
     declared = attributes.get("content-type") if isinstance(attributes, dict) else None
     sent = str(declared or "").partition(";")[0].strip().lower().encode()
-    ndjson = sent in NDJSON_TYPES
+    ndjson = sent in (NDJSON, *NDJSON_ALIASES)
     check_structure(data, max_metrics, ndjson=sent != JSON)
     if not ndjson and sent != JSON:
         data, ndjson = _form(data)
@@ -108,8 +95,8 @@ def _form(data: bytes) -> tuple[bytes, bool]:
 class PubsubService(Service):
     """A service for pushed messages. It replies 204 when a message is accounted for, also when it is refused."""
 
-    def __init__(self, name: str, store: Callable[[Push], Awaitable[Report]], memory: Memory) -> None:
-        """`store` stores the valid metrics of a message. `memory` is that of the function's other service."""
+    def __init__(self, name: str, store: Callable[[Push], Awaitable[Rejected]], memory: Memory) -> None:
+        """`store` stores the valid metrics and returns the others. `memory` is that of the function's other service."""
         super().__init__(name, _no_handler, memory=memory)
         self._store = store
 
@@ -119,27 +106,25 @@ class PubsubService(Service):
         accepted_media_type(headers, (JSON,))
         limit = self.settings.max_body_bytes
         reservation = Reservation(self.memory)
-        faults: Faults = {}
-        body = lines = b""
+        rejected = Rejected({}, [])
+        body = data = b""
         try:
             # Base64 is a third longer than the data.
-            body = lines = await read_body(request, headers, limit * 4 // 3 + ENVELOPE_BYTES, reservation)
+            body = data = await read_body(request, headers, limit * 4 // 3 + ENVELOPE_BYTES, reservation)
             push = unpack(body, limit, self.settings.max_batch)
             reservation.add(len(push.data))
-            lines = push.data
-            report = await self._store(push)
-            if report.faults:
-                faults, lines = report.faults, push.lines()
+            data = push.data
+            rejected = await self._store(push)
         except RequestRefused as error:
             if not body and error.code != "payload_too_large":  # the message did not arrive as a whole
                 raise
-            faults = {None: error.faults}
+            rejected = Rejected({0: error.faults}, [data])
         finally:
             reservation.release()
-        if faults:
-            facts = {"function": self.function.name, "refused": len(faults), "key": caller}
+        if rejected.faults:
+            facts = {"function": self.function.name, "refused": len(rejected.faults), "key": caller}
             logger.info("refused metrics of a message are acknowledged", extra={"facts": facts})
-            await keep(self.function.name, caller, lines, True, faults)
+            await keep(self.function.name, caller, rejected, keyed=True)
         acknowledgement = Reply(204, b"")
         acknowledgement.raw_headers = []
         return acknowledgement

@@ -12,7 +12,7 @@ from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, Stor
 from metrics_ingest.http.functions import JSON
 from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.storage.ingest import Report
-from metrics_ingest.storage.quarantine import Faults
+from metrics_ingest.storage.quarantine import Rejected
 
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
-    rejected: Faults | None = None  # of a batch: what the service puts in quarantine
-    rejected_lines: bytes | None = None  # NDJSON of the rejected metrics, where the request's body is something else
+    rejected: Rejected | None = None  # of a batch: what the service puts in quarantine
 
     def __init__(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON

@@ -15,11 +15,11 @@ from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import LARGE_BODIES, Memory, Reservation, check_structure, read_body
 from metrics_ingest.http.cors import Cors, preflight
 from metrics_ingest.http.functions import BY_NAME, NDJSON
-from metrics_ingest.http.headers import Headers, accepted_media_type, combined, media_type
+from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.operations import Operation
-from metrics_ingest.storage.quarantine import Faults, keep
+from metrics_ingest.storage.quarantine import Rejected, keep
 from metrics_ingest.storage.writer import writer
 
 HEALTH_TIMEOUT_S = 2.0
@@ -102,20 +102,17 @@ class Service:
 
     async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Reply:
         """Return the handler's reply, after putting in quarantine what it refused."""
-        faults: Faults | None = None
-        ndjson = media_type(headers) == NDJSON
+        rejected: Rejected | None = None
         try:
             reply = await self._handler(body, headers)
-            faults = reply.rejected
-            if reply.rejected_lines is not None:
-                body, ndjson = reply.rejected_lines, True
+            rejected = reply.rejected
             return reply
         except RequestRefused as error:
-            faults = {None: error.faults}
+            rejected = Rejected({0: error.faults}, [body])
             raise
         finally:
-            if faults and self._keeps_rejected:
-                await keep(self.function.name, caller, body, ndjson, faults)
+            if rejected and rejected.faults and self._keeps_rejected:
+                await keep(self.function.name, caller, rejected, keyed=b"idempotency-key" in headers)
 
     async def _get(self, request: Request) -> Response:
         """Reply 200: liveness, or on a path that ends with /health after the database has replied."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
@@ -14,8 +14,15 @@ from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.metric import FIELDS, METRIC, Metric, MetricRow
-from metrics_ingest.model.validation import STRICT, parse_json, unknown_fields, validate_item
+from metrics_ingest.model.metric import READER, Metric, MetricRow
+from metrics_ingest.model.validation import (
+    ONE_ERROR,
+    STRICT,
+    RepeatedFields,
+    has_no_repeats,
+    parse_json,
+    unknown_fields,
+)
 from metrics_ingest.settings import settings
 
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
@@ -23,17 +30,25 @@ IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 @dataclass(slots=True)
 class Batch:
-    """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position."""
+    """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position.
 
-    received: int
+    `sent` has every metric by position as it was read: the bytes of a line or of a body, or an item of a JSON array.
+    """
+
+    sent: Sequence[Any]
     rows: list[MetricRow]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
 
+    @property
+    def received(self) -> int:
+        """The number of metrics in the request."""
+        return len(self.sent)
+
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    batch = _complete([metric.read(body)], key)
+    batch = _complete([body], [READER.read(body)], key)
     if batch.faults:
         raise RequestRefused(*batch.faults[0])
     return batch
@@ -41,13 +56,13 @@ def parse_one(body: bytes, key: str | None) -> Batch:
 
 def parse_many(body: bytes, key: str | None) -> Batch:
     """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
-    try:
-        array, envelope = _adapters()
+    array, envelope = _adapters()
+    with suppress(ValidationError):
         metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
-    except ValidationError:
-        return _validate_each(partial(validate_item, METRIC, FIELDS), _items(body), key)
-    _check_count(len(metrics))
-    return _complete(metrics, key)
+        if has_no_repeats(body, metrics):
+            _check_count(len(metrics))
+            return _complete(metrics, metrics, key)
+    return _validate_each(_items(body), READER.read_item, key)
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
@@ -57,25 +72,26 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
     """
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
-    lines = list(islice(filled_lines(body), settings().max_batch + 1))
+    lines = list(islice(_filled_lines(body), settings().max_batch + 1))
     _check_count(len(lines))
     # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
     # so when there are as many metrics as lines, each of them begins a metric.
     if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
             array, _ = _adapters()
-            metrics = array.validate_json(b"[" + b",".join(lines) + b"]")
-            if len(metrics) == len(lines):
-                return _complete(metrics, key)
-    return _validate_each(metric.read, lines, key)
+            document = b"[" + b",".join(lines) + b"]"
+            metrics = array.validate_json(document)
+            if len(metrics) == len(lines) and has_no_repeats(document, metrics):
+                return _complete(lines, metrics, key)
+    return _validate_each(lines, READER.read, key)
 
 
-def filled_lines(body: bytes) -> Iterator[bytes]:
-    """The lines of NDJSON that are not blank, without the space around them."""
+def _filled_lines(body: bytes) -> Iterator[bytes]:
+    """The lines of NDJSON that are not blank, without the space around them. Only a line feed ends a line."""
     return filter(None, (line.strip(b" \t\r\n") for line in BytesIO(body)))
 
 
-def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str | None) -> Batch:
+def _validate_each(items: Sequence[Any], read: Callable[[Any], Metric], key: str | None) -> Batch:
     """Slow path: validate item by item, after the whole batch failed."""
     _check_count(len(items))
     valid, faults = {}, {}
@@ -84,17 +100,19 @@ def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str
             valid[position] = read(item)
         except RequestRefused as refused:
             faults[position] = list(refused.faults)
-    batch = _complete(list(valid.values()), key, list(valid))
-    return Batch(len(items), batch.rows, batch.positions, faults | batch.faults)
+    batch = _complete(items, list(valid.values()), key, list(valid))
+    batch.faults |= faults
+    return batch
 
 
-def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] | None = None) -> Batch:
+def _complete(sent: Sequence[Any], metrics: list[Metric], key: str | None, positions: Sequence[int] = ()) -> Batch:
     """Fill in each metric's identity by its position in the request, and set apart those with a late fault."""
-    positions = range(len(metrics)) if positions is None else positions
-    rows, faults = metric.complete(metrics, positions, key, settings().max_future_skew_s)
+    positions = positions or range(len(metrics))
+    chosen = settings()
+    rows, faults = metric.complete(metrics, positions, key, chosen.max_future_skew_s, chosen.max_past_s)
     if faults:
         positions = [position for position in positions if position not in faults]
-    return Batch(len(metrics), rows, positions, faults)
+    return Batch(sent, rows, positions, faults)
 
 
 def _items(body: bytes) -> list[Any]:
@@ -103,6 +121,7 @@ def _items(body: bytes) -> list[Any]:
     field = "metrics" if isinstance(document, dict) else None
     if field:
         faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
+        faults += document.faults() if isinstance(document, RepeatedFields) else []
         if faults := [*faults, *unknown_fields(document, frozenset([field]))]:
             raise RequestRefused(*faults)
         document = document[field]
@@ -128,4 +147,4 @@ def _adapters() -> tuple[TypeAdapter[list[Metric]], TypeAdapter[Any]]:
         __pydantic_config__ = STRICT  # type: ignore[misc]  # pydantic's way for a TypedDict
         metrics: array
 
-    return TypeAdapter(array), TypeAdapter(Envelope)
+    return TypeAdapter(Annotated[array, ONE_ERROR]), TypeAdapter(Annotated[Envelope, ONE_ERROR])

@@ -19,14 +19,12 @@ from metrics_ingest.model.batch import Batch
 from metrics_ingest.model.metric import (
     DAY_US,
     EPOCH_US,
-    FIELDS,
-    METRIC,
     NIL_BYTES,
+    READER,
     MetricRow,
     complete,
     implicit_session,
 )
-from metrics_ingest.model.validation import validate_item
 from metrics_ingest.otlp.teaching import taught
 from metrics_ingest.settings import settings
 
@@ -61,6 +59,11 @@ class Group:
     condition: Condition | None = None
 
 
+def _earliest() -> float:
+    """The earliest time that MAX_PAST_S allows, in seconds since 1970; 0 where it is not set."""
+    return time() - settings().max_past_s if settings().max_past_s else 0.0
+
+
 @dataclass(slots=True)
 class Records:
     """The records of one request, by their position: valid ones as `rows`, the others as `refused` with their `faults`.
@@ -68,6 +71,7 @@ class Records:
     A refused record is kept as the JSON metric that it amounts to.
     """
 
+    earliest: float = field(default_factory=_earliest)
     latest: float = field(default_factory=lambda: time() + settings().max_future_skew_s)
     most: int = field(default_factory=lambda: settings().max_batch)
     received: int = 0
@@ -104,7 +108,7 @@ class Records:
             user_id is not None
             and metric_type
             and at >= 0
-            and at_ns <= self.latest * 1e9
+            and self.earliest * 1e9 <= at_ns <= self.latest * 1e9
             and isinstance(value, float | int)
             and isfinite(value)
             and (own_id is None or _uuid(own_id))
@@ -137,7 +141,7 @@ class Records:
                 else:
                     self.rows.append(row)
                     self.positions.append(position)
-        return Batch(self.received, self.rows, self.positions, self.faults)
+        return Batch(range(self.received), self.rows, self.positions, self.faults)
 
     def refuse(self, position: int, metric: dict[str, Any], faults: list[Fault]) -> None:
         """Set a record apart, with the JSON metric that it amounts to."""
@@ -153,8 +157,8 @@ class Records:
     def _examine(self, position: int, metric: dict[str, Any], group: Group) -> None:
         """Slow path: let the model find out what is wrong with a metric, if anything is."""
         try:
-            item = validate_item(METRIC, FIELDS, metric)
-            rows, faults = complete([item], (position,), None, settings().max_future_skew_s)
+            item = READER.read_item(metric)
+            rows, faults = complete([item], (position,), None, settings().max_future_skew_s, settings().max_past_s)
         except RequestRefused as refused:
             rows, faults = [], {position: list(refused.faults)}
         for row in rows:

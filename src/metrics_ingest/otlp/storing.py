@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_json
-
 from metrics_ingest.errors import Fault
 from metrics_ingest.http.functions import PROTOBUF
 from metrics_ingest.model.metric import MetricRow
@@ -17,7 +15,7 @@ from metrics_ingest.otlp.teaching import taught
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.aggregations import aggregations
 from metrics_ingest.storage.ingest import store
-from metrics_ingest.storage.quarantine import BURST
+from metrics_ingest.storage.quarantine import Rejected
 
 COMMIT_TIMEOUT_S = 4.0  # because SDKs give up after 10 s in all, and a second attempt must fit in
 READERS = {
@@ -37,15 +35,10 @@ class Outcome:
     duplicates: int
     refused: Mapping[int, tuple[dict[str, Any], Sequence[Fault]]]
 
-    def lines(self) -> bytes:
-        """Return the first refused records as NDJSON, as many as the quarantine takes."""
-        first = sorted(self.refused)[: int(BURST)]
-        return b"\n".join(to_json(self.refused[position][0], inf_nan_mode="constants") for position in first)
-
-    def faults(self) -> dict[int, Sequence[Fault]]:
-        """Return the faults of what `lines` returns, by the number of the line."""
-        first = sorted(self.refused)[: int(BURST)]
-        return {number: self.refused[position][1] for number, position in enumerate(first)}
+    def rejected(self) -> Rejected:
+        """Return the refused records, each as the metric that it amounts to, for the quarantine."""
+        refused = [self.refused[position] for position in sorted(self.refused)]
+        return Rejected(dict(enumerate(faults for _, faults in refused)), [metric for metric, _ in refused])
 
 
 def read(signal: Signal, media_type: bytes, body: bytes) -> Records:
