@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.http.bodies import Memory, Reservation, gunzip, read_body
+from metrics_ingest.http.bodies import Memory, Reservation, read_body
 from metrics_ingest.http.functions import JSON
 from metrics_ingest.http.headers import Headers, accepted_media_type, combined, media_type
 from metrics_ingest.http.replies import Reply, problem
@@ -43,12 +43,11 @@ class OtlpService(Service):
     async def _read(self, request: Request, headers: Headers, reservation: Reservation) -> bytes:
         accepted_media_type(headers, self.function.media_types)
         limit = self.settings.max_body_bytes
-        decompress = _decompressor(headers)
+        if not _is_deflate(headers):
+            return await read_body(request, headers, limit, reservation)
         plain = {name: value for name, value in headers.items() if name != b"content-encoding"}
-        body = await read_body(request, plain, limit, reservation)
-        if decompress:
-            body = decompress(body, limit)
-            reservation.add(len(body))
+        body = inflate(await read_body(request, plain, limit, reservation), limit)
+        reservation.add(len(body))
         return body
 
     def _error_reply(self, request: Request, error: Exception) -> Response:
@@ -76,15 +75,11 @@ def inflate(packed: bytes, limit: int) -> bytes:
     return body
 
 
-def _decompressor(headers: Headers) -> Callable[[bytes, int], bytes] | None:
-    """Return what decompresses the body, or None. Raise RequestRefused (unsupported_encoding)."""
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-    match encoding:
-        case b"identity" | b"":
-            return None
-        case b"gzip" | b"x-gzip":
-            return gunzip
-        case b"deflate":
-            return inflate
-    detail = f"send the body as it is, as gzip or as deflate, not as {excerpt(encoding.decode('latin-1'))}"
-    raise RequestRefused(Fault("unsupported_encoding", detail), headers={"Accept-Encoding": "gzip, deflate, identity"})
+def _is_deflate(headers: Headers) -> bool:
+    """Return whether the body is encoded as deflate. Raise RequestRefused (unsupported_encoding)."""
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    if encoding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
+        detail = f"send the body as it is, as gzip or as deflate, not as {excerpt(encoding.decode('latin-1'))}"
+        fault = Fault("unsupported_encoding", detail)
+        raise RequestRefused(fault, headers={"Accept-Encoding": "gzip, deflate, identity"})
+    return encoding == b"deflate"
