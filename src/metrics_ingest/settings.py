@@ -57,7 +57,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of the functions. Sizes are in bytes, times in seconds. README, Configuration, explains each."""
+    """The settings of the functions. Sizes are in bytes, times in seconds. docs/configuration.md explains each."""
 
     database: Database
     api_keys: tuple[ApiKey, ...]

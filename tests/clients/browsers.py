@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -17,9 +16,9 @@ from uuid import uuid4
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
 from clients.disturbances import Proxy
+from support.chromium import chromium
 from support.processes import ROOT, eventually, query
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ("--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
 FILES = ROOT / "clients" / "browser"
 
@@ -98,7 +97,7 @@ class Chromium:
         port_file = self._profile / "DevToolsActivePort"
         port_file.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *ARGUMENTS, f"--user-data-dir={self._profile}", "about:blank"],
+            [chromium(), *ARGUMENTS, f"--user-data-dir={self._profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

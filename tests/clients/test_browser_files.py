@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Playwright
 
-from clients.browsers import CHROMIUM, FILES, Scene, Site, User, wait_for
+from clients.browsers import FILES, Scene, Site, User, wait_for
+from support.chromium import chromium
 from support.emulator import emulator
 
 BUILT = ("metrics-ingest.js", "metrics-ingest.classic.js")
@@ -70,7 +71,7 @@ def test_the_three_lines_of_the_readme_work_with_the_emulator(
 def test_the_voice_example_records_what_the_microphone_hears(playwright: Playwright, scene: Scene) -> None:
     """Chromium's fake microphone beeps twice a second, so that the talk ends with the recording."""
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    own = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    own = playwright.chromium.launch(executable_path=chromium(), args=arguments)
     try:
         page = own.new_page()
         page.goto(f"{scene.site.url}examples/voice.html")

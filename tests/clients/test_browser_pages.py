@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Playwright
 
-from clients.browsers import CHROMIUM, Scene, hide, record, wait_for
+from clients.browsers import Scene, hide, record, wait_for
+from support.chromium import chromium
 from support.processes import eventually
 
 
@@ -169,7 +170,7 @@ def test_a_frozen_page_sends_when_it_resumes(scene: Scene) -> None:
 
 def test_a_page_without_https_has_neither_locks_nor_random_uuids(playwright: Playwright, scene: Scene) -> None:
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP plain.test 127.0.0.1"]
-    own = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    own = playwright.chromium.launch(executable_path=chromium(), args=arguments)
     try:
         scene.context = own.new_context()
         for end in (scene.site, scene.proxy):

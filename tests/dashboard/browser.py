@@ -1,34 +1,14 @@
 """A real Chromium for the tests of the page, and a watch over what a page may never do."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 RANGE = "from=2024-08-05T00:00:00.000Z&to=2024-08-10T00:00:00.000Z"
-
-
-def chromium() -> str:
-    """Where Chromium is. Without one the tests fail, so that nobody takes them for passed."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    assert found, "Chromium is needed for these tests: apt-get install chromium, or set CHROMIUM to its path"
-    return found
-
-
-@contextmanager
-def start() -> Iterator[Browser]:
-    """A browser that is running meanwhile."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 class Watched:

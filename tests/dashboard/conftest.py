@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from dashboard.browser import Watched, start
+from dashboard.browser import Watched
 from dashboard.data import fill
 from support.processes import Postgres, Server, function, query
 
@@ -32,13 +32,6 @@ def board(postgres: Postgres) -> Iterator[Board]:
     with function("dashboard", url) as server:
         yield Board(server, url)
         assert "internal error" not in server.log, server.log
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A Chromium for all tests."""
-    with start() as running:
-        yield running
 
 
 @pytest.fixture
