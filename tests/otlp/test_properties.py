@@ -89,7 +89,7 @@ def tried(count: int) -> hypothesis_settings:
 
 
 def rewritten(value: Any, choice: random.Random) -> Any:
-    """The same request in JSON as another writer has it: other integers and hexadecimals, unknown fields, another order."""
+    """The same request in JSON as another writer has it: other integers, unknown fields, another order."""
     if isinstance(value, list):
         return [rewritten(item, choice) for item in value]
     if not isinstance(value, dict):
