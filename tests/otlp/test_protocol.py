@@ -217,3 +217,4 @@ def test_overload_is_503(database_url: str) -> None:
         assert {answer.status_code for answer in answers} == {503}
         assert any("overloaded" in rpc_status(answer).message for answer in answers)
         assert all(answer.headers["Retry-After"] for answer in answers)
+        proxy.release()  # what is held when the proxy ends is never closed
