@@ -1,27 +1,22 @@
 """The SDK for JavaScript in Chromium posts to ingest_otlp from a page of another origin."""
 
 import hashlib
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from otlp.conftest import Otlp
 from otlp.sdks import HERE, node_modules
 from support.metrics import register
 from support.processes import Server
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SESSION = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"
 ENTRY = f"app:{hashlib.sha256(b'secret').hexdigest()}"
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +53,21 @@ def page(script: bytes) -> Iterator[str]:
     server.server_close()
 
 
-def visit(origin: str, url: str, user: str, headers: dict[str, str]) -> None:
+def visit(browser: Browser, origin: str, url: str, user: str, headers: dict[str, str]) -> None:
     """Open the page in Chromium and let it record and export."""
-    assert CHROMIUM
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            opened = browser.new_page()
-            opened.goto(origin)
-            opened.evaluate("([url, user, session, headers]) => record(url, user, session, headers)",
-                            [url, user, SESSION, headers])  # fmt: skip
-        finally:
-            browser.close()
+    opened = browser.new_page()
+    try:
+        opened.goto(origin)
+        arguments = [url, user, SESSION, headers]
+        opened.evaluate("([url, user, session, headers]) => record(url, user, session, headers)", arguments)
+    finally:
+        opened.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["listed", "listed, with a key", "any origin", "not listed"])
 def test_page_posts_through_cors(
-    database_url: str, serve: Callable[..., Server], bundle: bytes, tmp_path: Path, mode: str
+    database_url: str, serve: Callable[..., Server], bundle: bytes, browser: Browser, mode: str
 ) -> None:
     user = register(database_url)
     with page(bundle) as origin:
@@ -85,7 +77,7 @@ def test_page_posts_through_cors(
             settings |= {"API_KEYS": ENTRY, "ALLOW_ANONYMOUS": "false"}
         server = serve("ingest_otlp", database_url, **settings)
         headers = {"x-api-key": "secret"} if "key" in mode else {}
-        visit(origin, server.url, user, headers)
+        visit(browser, origin, server.url, user, headers)
     rows = Otlp(server, database_url).rows(user)
     found = sorted((row["metric_type"], row["value"], row["session_id"]) for row in rows)
     assert found == (

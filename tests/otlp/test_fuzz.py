@@ -240,3 +240,15 @@ def test_as_many_points_as_allowed_with_fifteen_attributes_each_are_taken(otlp: 
     assert (answer.status_code, answer.content) == (200, b"")
     assert len(otlp.rows(user)) == 10_000
     assert peak.growth < GREW_AT_MOST * LIMIT, f"{peak.growth / 2**20:.0f} MiB"
+
+
+@pytest.mark.slow
+def test_deflated_bomb_takes_no_memory(otlp: Otlp) -> None:
+    """400 MB of zeros, which are 400 KB deflated."""
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(400)) + packer.flush()
+    peak = Peak(otlp.server)
+    headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "deflate"}
+    answer = requests.post(f"{otlp.url}/v1/metrics", data=packed, headers=headers, timeout=60)
+    assert answer.status_code == 413
+    assert peak.growth < 4 * LIMIT, f"{peak.growth / 2**20:.0f} MiB"

@@ -260,6 +260,17 @@ def test_points_without_a_recorded_value_are_skipped(otlp: Otlp, form: str) -> N
     assert otlp.rows(user) == []
 
 
+def test_each_metric_type_of_a_request_has_its_own_aggregation(otlp: Otlp) -> None:
+    user = otlp.user()
+    request = metrics("histogram", "voice_sentiment", point(user, sum=0.5))
+    for name in ("talked_time", "not_registered", "microphone_used"):
+        request.MergeFrom(metrics("histogram", name, point(user, sum=1.0)))
+    count, message = refused(post(otlp.url, request))
+    assert count == 3
+    assert all(f"{name} is aggregated by" in message for name in ("voice_sentiment", "microphone_used"))
+    assert otlp.values(user) == [("talked_time", 1)]
+
+
 def test_unregistered_user_is_the_records_own_fault(otlp: Otlp) -> None:
     user = otlp.user()
     request = metrics(

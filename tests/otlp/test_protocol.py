@@ -19,7 +19,7 @@ from otlp.conftest import Otlp
 from support.metrics import register
 from support.mortal import Mortal
 from support.otlp import PROTOBUF, as_json, logs, metrics, post, refused
-from support.processes import Server, function
+from support.processes import Server, eventually, function
 from support.proxy import Proxy
 
 JSON = "application/json"
@@ -217,3 +217,5 @@ def test_overload_is_503(database_url: str) -> None:
         assert {answer.status_code for answer in answers} == {503}
         assert any("overloaded" in rpc_status(answer).message for answer in answers)
         assert all(answer.headers["Retry-After"] for answer in answers)
+        proxy.release(cut=True)
+        eventually(lambda: post(server.url, request).status_code == 200)
