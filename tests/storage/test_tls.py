@@ -221,7 +221,7 @@ def test_functions_write_large_batches_over_tls(
             "value": 12.3456789,
             "timestamp": f"2024-08-08T12:34:56.{number:06}Z",
             "session_id": user,
-            "metric_id": str(UUID(int=number)),
+            "metric_id": str(UUID(int=number + 1)),
         }
         for number in range(10_000)
     ]
