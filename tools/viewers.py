@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import requests
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tools.dashboard import fill
 
-from support.processes import ROOT, Postgres, function, query
+from support.processes import ROOT, Postgres, Server, function, query
 
 REFRESH_S = 5
 CONNECTIONS = 32
@@ -51,15 +52,25 @@ def main() -> None:
             users.writelines(f"{user}\n" for (user,) in query(url, "SELECT user_id FROM users LIMIT 1000"))
             users.flush()
             run_wrk(ingest.port, users.name, 5)
+            used = -cpu_seconds(dashboard, url)
             rates: dict[bool, list[float]] = {False: [], True: []}
             for _ in range(options.pairs):
                 for watched in (False, True):
                     with live_pages(dashboard.url, url, options.viewers if watched else 0) as asked:
                         rates[watched].append(run_wrk(ingest.port, users.name, options.seconds))
                     print(f"{rates[watched][-1]:8.0f}/s  {len(asked)} requests of viewers", flush=True)
+            used += cpu_seconds(dashboard, url)
         report(rates)
+        print(f"the dashboard and its connection: {used / options.pairs / options.seconds:.3f} of a CPU while watched")
     finally:
         postgres.close()
+
+
+def cpu_seconds(dashboard: Server, url: str) -> float:
+    """Return what the dashboard has used: its processes, and the process of PostgreSQL that serves it."""
+    backends = query(url, "SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT' AND datname = current_database()")
+    processes = [*dashboard.workers, *(psutil.Process(pid) for (pid,) in backends)]
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
 def report(rates: dict[bool, list[float]]) -> None:
