@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from metrics_ingest.http.functions import NDJSON
 from metrics_ingest.http.headers import Headers, idempotency_key, media_type, prefers_strict
-from metrics_ingest.http.replies import Reply, report_body
+from metrics_ingest.http.replies import Reply, report_reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
+from metrics_ingest.steps import in_turns
 from metrics_ingest.storage.ingest import store
 
 
@@ -24,13 +25,10 @@ async def ingest_batch(request: Request) -> Response:
 
 async def store_many(body: bytes, headers: Headers) -> Reply:
     """Store all valid metrics (strict: all or none) and report stored, duplicate and rejected ones after the commit."""
-    parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
+    parse = batch.parse_lines_steps if media_type(headers) == NDJSON else batch.parse_many_steps
     strict = prefers_strict(headers)
-    report = await store(parse(body, idempotency_key(headers)), strict=strict)
-    fields = [(b"preference-applied", b"handling=strict")] if strict else []
-    reply = Reply(report.status, report_body(report, strict=strict), fields)
-    reply.rejected = report.faults
-    return reply
+    report = await store(await in_turns(parse(body, idempotency_key(headers))), strict=strict)
+    return report_reply(report, strict=strict)
 
 
 service = Service("ingest_batch", store_many, max_items=settings().max_batch, keeps_rejected=True)

@@ -1,8 +1,12 @@
 """CORS: which web pages may send requests and read the replies (the Fetch standard, "CORS protocol")."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from starlette.responses import Response
+
+from metrics_ingest.errors import Fault, RequestRefused
+from metrics_ingest.http.headers import Headers
+from metrics_ingest.model.validation import excerpt
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -38,6 +42,23 @@ class Cors:
         if origin not in self._origins:
             return [VARY]
         return [VARY, (b"access-control-allow-origin", origin), CREDENTIALS, EXPOSED]
+
+
+def check_origin(headers: Headers, origins: Collection[str]) -> None:
+    """Raise RequestRefused (forbidden_origin) for a request of a page that is neither the server's own nor listed.
+
+    This is for functions without keys. There any page that a user visits could write to a function that only the user
+    can reach, because a browser asks for permission (CORS) only before some requests, and before no simple one.
+    """
+    origin = headers.get(b"origin", b"").lower()
+    if not origin or "*" in origins or origin.decode("latin-1") in origins:
+        return
+    scheme, _, authority = origin.partition(b"://")
+    # Not the scheme, because TLS may end before the function does. A default port is left out by browsers.
+    host = headers.get(b"host", b"").lower().removesuffix(b":443" if scheme == b"https" else b":80")
+    if authority != host or not host:
+        sent = excerpt(origin.decode("latin-1"))
+        raise RequestRefused(Fault("forbidden_origin", f"pages of {sent} may not send requests; see CORS_ORIGINS"))
 
 
 def preflight() -> Response:

@@ -1,6 +1,8 @@
 """`make run`: all functions on one port, loaded by functions-framework from the same files as in the cloud."""
 
+import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,10 +26,12 @@ from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.server.handler import without_middleware
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import reason_of
 
+OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
 READY_MESSAGE = """\
 metrics-ingest is ready:
 {routes}
@@ -63,12 +67,17 @@ DOCS = """<!DOCTYPE html>
 class Dispatcher:
     """Passes each request to the function that owns its path. The path is not changed."""
 
-    def __init__(self, functions: dict[str, ASGIApp]) -> None:
+    def __init__(self, functions: dict[str, ASGIApp], host: str) -> None:
+        """`host` is the address that the emulator listens on, or a name of it."""
         self._functions = functions
+        self._host = host
         self._docs = _docs()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
+        if not self._is_own_host(scope):
+            await problem(RequestRefused(Fault("forbidden_origin", OTHER_HOST)))(scope, receive, send)
+            return
         segment = scope["path"].strip("/").partition("/")[0]
         app: ASGIApp | None
         if not segment and scope["method"] in ("GET", "HEAD"):
@@ -78,6 +87,21 @@ class Dispatcher:
             owned = self._functions[function.name] if function else None
             app = self._docs if segment in ("docs", "openapi.json") else owned
         await (app or _not_found(scope))(scope, receive, send)
+
+    def _is_own_host(self, scope: Scope) -> bool:
+        """Return whether the Host is an address, a name of this machine for itself, or HOST.
+
+        A page whose name its owner makes resolve to 127.0.0.1 (DNS rebinding) has the same origin as the emulator for
+        the browser, but sends its own name as Host. A client that sends none is no browser.
+        """
+        authority = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        host = re.sub(r":\d*$", "", authority).strip("[]").removesuffix(".")
+        if host in ("", "localhost", self._host.lower()) or host.endswith(".localhost"):
+            return True
+        try:
+            return bool(ipaddress.ip_address(host))
+        except ValueError:
+            return False
 
 
 def _docs() -> ASGIApp:
@@ -103,10 +127,11 @@ def _not_found(scope: Scope) -> Response:
     return problem(RequestRefused(Fault("not_found", f"no function serves the path {scope['path'][:200]!r}")))
 
 
-def load(directory: Path) -> Dispatcher:
+def load(directory: Path, host: str) -> Dispatcher:
     """Load each function from its file in `directory` (<name>/main.py)."""
     names = [function.name for function in FUNCTIONS]
-    return Dispatcher({name: create_app(name, str(directory / name / "main.py"), "http") for name in names})
+    apps = {name: create_app(name, str(directory / name / "main.py"), "http") for name in names}
+    return Dispatcher({name: without_middleware(app) for name, app in apps.items()}, host)
 
 
 def main() -> None:
@@ -117,7 +142,7 @@ def main() -> None:
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
     with suppress(KeyboardInterrupt), _database() as psql:  # uvicorn raises it again after it has stopped
-        functions = load(Path(__file__).parents[3] / "functions")
+        functions = load(Path(__file__).parents[3] / "functions", host)
         _announce(f"http://{host}:{listener.getsockname()[1]}", psql)
         config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])

@@ -15,39 +15,58 @@ from typing_extensions import TypedDict
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
 from metrics_ingest.model.metric import Metric, MetricRow
-from metrics_ingest.model.validation import STRICT, parse_json, unknown_fields
+from metrics_ingest.model.validation import MAX_LISTED, STRICT, parse_json, unknown_fields
 from metrics_ingest.settings import settings
+from metrics_ingest.steps import Steps, at_once
 
+ITEMS_PER_STEP = 200  # of the slow path, which takes at most 20 µs for each
+METRICS_PER_STEP = 2_000
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 
 @dataclass(slots=True)
 class Batch:
-    """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position."""
+    """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position.
+
+    The faults of MAX_LISTED metrics are described; the lists of others are empty, and `unlisted` counts their faults.
+    """
 
     received: int
     rows: list[MetricRow]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
+    unlisted: int = 0
+
+    @property
+    def fault_count(self) -> int:
+        """The number of all faults."""
+        return self.unlisted + sum(map(len, self.faults.values()))
 
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    batch = _complete([metric.read(body)], key)
-    if batch.faults:
-        raise RequestRefused(*batch.faults[0])
-    return batch
+    rows, faults = metric.complete([metric.read(body)], range(1), key, settings().max_future_skew_s)
+    if faults:
+        raise RequestRefused(*faults[0])
+    return Batch(1, rows, range(1), {})
 
 
 def parse_many(body: bytes, key: str | None) -> Batch:
     """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
+    return at_once(parse_many_steps(body, key))
+
+
+def parse_many_steps(body: bytes, key: str | None) -> Steps[Batch]:
+    """Do as parse_many, in steps."""
     try:
         is_object = IS_OBJECT.match(body)
         metrics = _envelope().validate_json(body)["metrics"] if is_object else _array().validate_json(body)
     except ValidationError:
-        return _validate_each(metric.read_item, _items(body), key)
+        yield
+        return (yield from _validate_each(metric.read_item, metric.count_item_faults, _items(body), key))
     _check_count(len(metrics))
-    return _complete(metrics, key)
+    yield
+    return (yield from _complete(metrics, key))
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
@@ -55,6 +74,11 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
 
     Raise RequestRefused for an empty body or too many lines.
     """
+    return at_once(parse_lines_steps(body, key))
+
+
+def parse_lines_steps(body: bytes, key: str | None) -> Steps[Batch]:
+    """Do as parse_lines, in steps."""
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
     stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
@@ -66,28 +90,51 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
         with suppress(ValidationError):
             metrics = _array().validate_json(b"[" + b",".join(lines) + b"]")
             if len(metrics) == len(lines):
-                return _complete(metrics, key)
-    return _validate_each(metric.read, lines, key)
+                yield
+                return (yield from _complete(metrics, key))
+    yield
+    return (yield from _validate_each(metric.read, metric.count_faults, lines, key))
 
 
-def _validate_each(read: Callable[[Any], Metric], items: Sequence[Any], key: str | None) -> Batch:
-    """Slow path: validate item by item, after the whole batch failed."""
+def _validate_each(
+    read: Callable[[Any], Metric], count_faults: Callable[[Any], Metric | int], items: Sequence[Any], key: str | None
+) -> Steps[Batch]:
+    """Slow path: validate item by item, after the whole batch failed. Only count the faults after MAX_LISTED items."""
     _check_count(len(items))
     valid: dict[int, Metric] = {}
     faults: dict[int, list[Fault]] = {}
+    unlisted = 0
     for position, item in enumerate(items):
+        if position % ITEMS_PER_STEP == 0:
+            yield
+        if len(faults) >= MAX_LISTED:
+            counted = count_faults(item)
+            if isinstance(counted, int):
+                faults[position] = []
+                unlisted += counted
+            else:
+                valid[position] = counted
+            continue
         try:
             valid[position] = read(item)
         except RequestRefused as refused:
             faults[position] = list(refused.faults)
-    batch = _complete(list(valid.values()), key, list(valid))
-    return Batch(len(items), batch.rows, batch.positions, faults | batch.faults)
+    yield
+    batch = yield from _complete(list(valid.values()), key, list(valid))
+    return Batch(len(items), batch.rows, batch.positions, faults | batch.faults, unlisted)
 
 
-def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] | None = None) -> Batch:
+def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] | None = None) -> Steps[Batch]:
     """Fill in each metric's identity by its position in the request, and set apart those with a late fault."""
     positions = range(len(metrics)) if positions is None else positions
-    rows, faults = metric.complete(metrics, positions, key, settings().max_future_skew_s)
+    rows: list[MetricRow] = []
+    faults: dict[int, list[Fault]] = {}
+    for start in range(0, len(metrics), METRICS_PER_STEP):
+        part = slice(start, start + METRICS_PER_STEP)
+        new_rows, new_faults = metric.complete(metrics[part], positions[part], key, settings().max_future_skew_s)
+        rows += new_rows
+        faults |= new_faults
+        yield
     if faults:
         valid = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in faults]
         positions, rows = [position for position, _ in valid], [row for _, row in valid]

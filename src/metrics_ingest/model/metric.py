@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, core_schema, from_json, to_json
 from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault
-from metrics_ingest.model.validation import STRICT, validate_item, validate_json
+from metrics_ingest.model.validation import STRICT, validate_item, validate_json, validate_or_count
 
 # RFC 3339, section 5.6, where the offset is not optional. Leap seconds (":60") are refused: timestamptz has none.
 RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
@@ -81,6 +81,21 @@ def read(body: bytes) -> Metric:
 def read_item(item: Any) -> Metric:
     """Validate one metric from parsed JSON. Raise RequestRefused with all its faults."""
     return validate_item(METRIC, FIELDS, item)
+
+
+def count_faults(line: bytes) -> Metric | int:
+    """Validate one metric as JSON, but return only the number of its faults where `read` raises them."""
+    if not (line.startswith(b"{") and line.endswith(b"}")):  # no object: `line` has no blanks around it
+        return 1
+    try:
+        return count_item_faults(from_json(line))
+    except ValueError:
+        return 1
+
+
+def count_item_faults(item: Any) -> Metric | int:
+    """Validate one metric from parsed JSON, but return only the number of its faults where `read_item` raises them."""
+    return validate_or_count(METRIC, FIELDS, item)
 
 
 def complete(

@@ -1,6 +1,8 @@
 """Validates JSON objects with pydantic and reports everything that is wrong with one of them as faults."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -12,7 +14,9 @@ from metrics_ingest.errors import Fault, RequestRefused
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 MAX_UNKNOWN_FIELDS = 10  # reported per object
+MAX_LISTED = 1_000  # rejected metrics of a request whose faults are described, and faults that are listed
 EXCERPT_CHARACTERS = 60
+LARGE_OBJECT = 65_536  # bytes; of a larger one a ValidationError holds copies: 240 MB of 10 MB of wide characters
 
 # For each field: the error code of an invalid value, and what is expected.
 EXPECTED = {
@@ -39,10 +43,10 @@ def parse_json(body: bytes) -> Any:
 
 def validate_json(adapter: TypeAdapter[Validated], fields: frozenset[str], body: bytes) -> Validated:
     """Validate a JSON object that may have these fields. Raise RequestRefused with all its faults."""
-    try:
-        return adapter.validate_json(body)
-    except ValidationError:
-        return validate_item(adapter, fields, parse_json(body))
+    if len(body) <= LARGE_OBJECT:
+        with suppress(ValidationError):
+            return adapter.validate_json(body)
+    return validate_item(adapter, fields, parse_json(body))
 
 
 def validate_item(adapter: TypeAdapter[Validated], fields: frozenset[str], item: Any) -> Validated:
@@ -53,14 +57,39 @@ def validate_item(adapter: TypeAdapter[Validated], fields: frozenset[str], item:
     """
     if not isinstance(item, dict):
         raise RequestRefused(Fault("invalid_field", "a JSON object is expected"))
-    errors: list[ErrorDetails] = []
+    errors: dict[str, ErrorDetails] = {}
     try:
         validated = adapter.validate_json(to_json({name: item[name] for name in item if name in fields}))
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False)
+        errors = _by_field(error)
     if faults := list(_faults(errors, item, fields)):
         raise RequestRefused(*faults)
     return validated
+
+
+def validate_or_count(adapter: TypeAdapter[Validated], fields: frozenset[str], item: Any) -> Validated | int:
+    """Validate as validate_item, but return the number of faults that it would raise, in a quarter of the time."""
+    if not isinstance(item, dict):
+        return 1
+    known = {name: item[name] for name in item if name in fields}
+    unknown = min(len(item) - len(known), MAX_UNKNOWN_FIELDS)
+    if not known:  # a body can have very many of these
+        return unknown + _required(adapter)
+    try:
+        validated = adapter.validate_json(to_json(known))
+    except ValidationError as error:
+        return unknown + len(_by_field(error))
+    return unknown or validated
+
+
+@cache
+def _required(adapter: TypeAdapter[Any]) -> int:
+    """The number of faults of an object without fields."""
+    try:
+        adapter.validate_json("{}")
+    except ValidationError as error:
+        return error.error_count()
+    return 0
 
 
 def unknown_fields(names: Iterable[str], known: frozenset[str], metric_id: str | None = None) -> Iterator[Fault]:
@@ -77,10 +106,13 @@ def excerpt(value: object) -> str:
     return text if len(text) <= EXCERPT_CHARACTERS else text[: EXCERPT_CHARACTERS - 3] + "..."
 
 
-def _faults(errors: list[ErrorDetails], item: dict[str, Any], fields: frozenset[str]) -> Iterator[Fault]:
+def _by_field(error: ValidationError) -> dict[str, ErrorDetails]:
+    """The errors by field. Of a union pydantic reports each branch: the last one stands for all of them."""
+    return {str(each["loc"][0]): each for each in error.errors(include_url=False, include_input=False)}
+
+
+def _faults(by_field: dict[str, ErrorDetails], item: dict[str, Any], fields: frozenset[str]) -> Iterator[Fault]:
     """The faults of one object in the order of its fields, with its metric_id, by which the sender can find it."""
-    # Pydantic reports each branch of a union: the last error of a field stands for all of them.
-    by_field = {str(error["loc"][0]): error for error in errors}
     metric_id = None
     if "metric_id" in fields and "metric_id" in item and "metric_id" not in by_field:
         metric_id = str(UUID(item["metric_id"]))

@@ -1,5 +1,6 @@
 """pg8000: opening a connection as the settings say, the socket of an open one, and the meaning of its errors."""
 
+import socket
 import ssl
 import traceback
 from contextlib import suppress
@@ -35,8 +36,8 @@ RECEIVE_BYTES = 65_536
 class DatabaseSocket:
     """The socket of a connection that pg8000 has opened and logged in.
 
-    Only this class uses private attributes of pg8000. Therefore pyproject.toml bounds pg8000's version, and
-    tests/storage/test_driver.py checks what is used.
+    Only this class and `_Connection` use private attributes of pg8000. Therefore pyproject.toml bounds pg8000's
+    version, and tests/storage/test_driver.py checks what is used.
     """
 
     def __init__(self, connection: pg8000.native.Connection) -> None:
@@ -69,10 +70,44 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
         from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
 
         return cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
+    arguments = connection_arguments(database, timeout_s)
+    opened = _open_socket(database, arguments.pop("unix_sock"), timeout_s)
     try:
-        return pg8000.native.Connection(**connection_arguments(database, timeout_s))
-    except (InterfaceError, DatabaseError, OSError) as error:
+        return _Connection(**arguments, sock=opened)
+    except Exception as error:  # noqa: BLE001  # a server can make pg8000 raise anything, and it is raised again
+        opened.close()  # pg8000 leaves it to the garbage collector when the server is silent or refuses TLS
         raise _server_error(error) from error.__cause__
+
+
+class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
+    """pg8000's connection, which closes everything when the login fails: pg8000 leaves the socket's file open."""
+
+    def close(self) -> None:
+        """Close the connection. Raise InterfaceError."""
+        if self._usock is None:
+            super().close()  # which raises
+            return
+        opened = DatabaseSocket(self)
+        try:
+            super().close()
+        finally:
+            opened.close()
+
+
+def _open_socket(database: Database, unix_socket: str | None, timeout_s: float | None) -> socket.socket:
+    """Connect as pg8000 would, so that the socket can be closed whatever happens to it there. Raise OSError."""
+    if unix_socket is None:
+        opened = socket.create_connection((database.host, database.port), timeout_s)
+    else:
+        opened = socket.socket(socket.AF_UNIX)
+        try:
+            opened.settimeout(timeout_s)
+            opened.connect(unix_socket)
+        except BaseException:
+            opened.close()
+            raise
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return opened
 
 
 def _server_error(error: BaseException) -> BaseException:

@@ -5,10 +5,10 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from metrics_ingest.errors import Fault
+from metrics_ingest.errors import Fault, StatementRefused
 from metrics_ingest.model.batch import Batch
 from metrics_ingest.model.metric import MetricRow
-from metrics_ingest.model.validation import excerpt
+from metrics_ingest.model.validation import MAX_LISTED, excerpt
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
 from metrics_ingest.storage.writer import writer
 
@@ -17,7 +17,7 @@ from metrics_ingest.storage.writer import writer
 class Report:
     """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one.
 
-    `rows` are the valid metrics, `faults` those of the others by position in the request.
+    `rows` are the valid metrics, `faults` those of the others by position in the request, without `unlisted` ones.
     """
 
     received: int
@@ -25,6 +25,12 @@ class Report:
     stored: int
     duplicates: int
     faults: dict[int, list[Fault]] = field(default_factory=dict)
+    unlisted: int = 0
+
+    @property
+    def fault_count(self) -> int:
+        """The number of all faults."""
+        return self.unlisted + sum(map(len, self.faults.values()))
 
     @property
     def status(self) -> HTTPStatus:
@@ -49,16 +55,21 @@ async def store(batch: Batch, *, strict: bool = False) -> Report:
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
     outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
     duplicates = 0
-    faults = batch.faults
+    faults, unlisted = batch.faults, batch.unlisted
     for outcome in outcomes:
         if outcome.kind == "duplicate":
             duplicates += 1
+            continue
+        position = batch.positions[outcome.position]
+        is_first = position not in faults
+        found = faults.setdefault(position, [])
+        if found or (is_first and len(faults) <= MAX_LISTED):
+            found.append(_fault(outcome, batch.rows[outcome.position]))
         else:
-            fault = _fault(outcome, batch.rows[outcome.position])
-            faults.setdefault(batch.positions[outcome.position], []).append(fault)
+            unlisted += 1
     if strict and faults:
-        return Report(batch.received, batch.rows, 0, 0, faults)
-    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults)
+        return Report(batch.received, batch.rows, 0, 0, faults, unlisted)
+    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults, unlisted)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:
@@ -73,8 +84,10 @@ def _fault(outcome: Outcome, row: MetricRow) -> Fault:
             field_name, detail = "metric_type", f"metric type {metric_type} is {state}"
         case "value_out_of_range":
             field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {excerpt(value)}"
-        case _:  # metric_conflict. "Before" may be in another request, because the writer merges requests.
+        case "metric_conflict":  # "before" may be in another request, because the writer merges requests
             field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
+        case unknown:
+            raise StatementRefused(f"store_metrics returned the outcome {unknown!r:.100}")
     return Fault(outcome.kind, detail, field_name, str(UUID(bytes=metric_id)))
 
 
