@@ -54,9 +54,10 @@ def check_origin(headers: Headers, origins: Collection[str]) -> None:
     if not origin or "*" in origins or origin.decode("latin-1") in origins:
         return
     scheme, _, authority = origin.partition(b"://")
-    # Not the scheme, because TLS may end before the function does. A default port is left out by browsers.
-    host = headers.get(b"host", b"").lower().removesuffix(b":443" if scheme == b"https" else b":80")
-    if authority != host or not host:
+    # Not the scheme, because TLS may end before the function does.
+    default_port = b":443" if scheme == b"https" else b":80"
+    host = headers.get(b"host", b"").lower().removesuffix(default_port)
+    if authority.removesuffix(default_port) != host or not host:
         sent = excerpt(origin.decode("latin-1"))
         raise RequestRefused(Fault("forbidden_origin", f"pages of {sent} may not send requests; see CORS_ORIGINS"))
 

@@ -56,7 +56,7 @@ class Service:
             begin_process()
             response = await (self._post(request) if request.method == "POST" else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
-            if isinstance(error, RequestRefused):
+            if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
                 logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
             response = problem(error)

@@ -129,24 +129,24 @@ def complete(
             all_valid = False
     if all_valid:
         return rows, {}
+    until = datetime.fromtimestamp(latest, UTC)
+    range_of_time = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
     return rows, {
         position: faults
         for position, row in zip(positions, rows, strict=True)
-        if (faults := _row_faults(row, latest, latest_us))
+        if (faults := _row_faults(row, range_of_time, latest_us))
     }
 
 
-def _row_faults(row: MetricRow, latest: float, latest_us: int) -> list[Fault]:
-    """The faults that pydantic's schema cannot express."""
+def _row_faults(row: MetricRow, range_of_time: str, latest_us: int) -> list[Fault]:
+    """The faults that pydantic's schema cannot express. `range_of_time` is the detail of a time beyond `latest_us`."""
     user_id, at, metric_id_bytes, _, _, _ = row
     metric_id = str(UUID(bytes=metric_id_bytes))
     faults = []
     if user_id == NIL_BYTES:
         faults.append(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", metric_id))
     if at > latest_us:
-        until = datetime.fromtimestamp(latest, UTC)
-        detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
-        faults.append(Fault("timestamp_out_of_range", detail, "timestamp", metric_id))
+        faults.append(Fault("timestamp_out_of_range", range_of_time, "timestamp", metric_id))
     return faults
 
 

@@ -38,6 +38,7 @@ class TunedProtocol(HttpToolsProtocol):
     _may_discard = DISCARDED_BYTES  # so many more bytes of the current request's body may come after its reply
     _in_progress: tuple[RequestResponseCycle, ...] = ()
     _refusal: bytes | None = None  # the last reply of this connection, to what is not HTTP; after it nothing is read
+    _patience_s = STALLED_S
     _stalled: TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -175,7 +176,7 @@ class TunedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Note that replies wait for the client to read."""
         super().pause_writing()
-        self._watch(STALLED_S)
+        self._watch()
 
     def resume_writing(self) -> None:
         """Note that the client has read most of them."""
@@ -186,26 +187,27 @@ class TunedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, also if the client does not read the last reply."""
         super().timeout_keep_alive_handler()
-        self._watch(STALLED_S)
+        self._watch()
 
     def shutdown(self) -> None:
         """Close the connection when all is answered, and without waiting for a client that reads nothing."""
         super().shutdown()
-        self._watch(STALLED_AT_SHUTDOWN_S)
+        self._patience_s = STALLED_AT_SHUTDOWN_S
+        self._watch()
 
-    def _watch(self, interval_s: float) -> None:
-        """Disconnect the client when it has read nothing for this time."""
+    def _watch(self) -> None:
+        """Disconnect the client when it has read nothing for `_patience_s`."""
         if self._stalled:
             self._stalled.cancel()
         waiting = self.transport.get_write_buffer_size()
         if waiting:
-            self._stalled = self.loop.call_later(interval_s, self._check, interval_s, waiting)
+            self._stalled = self.loop.call_later(self._patience_s, self._check, waiting)
 
-    def _check(self, interval_s: float, before: int) -> None:
+    def _check(self, before: int) -> None:
         if self.transport.get_write_buffer_size() >= before or self.loop.time() > shutdown_deadline().until:
             self.transport.abort()
         else:
-            self._watch(interval_s)
+            self._watch()
 
     async def drained(self) -> None:
         """Wait until the client has read its replies, or is disconnected."""
