@@ -1,13 +1,16 @@
 """Fixtures: one PostgreSQL for the session, a database for each test or module, and functions as real processes."""
 
+import asyncio
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from metrics_ingest.settings import settings
 from support import metrics
+from support.chromium import chromium
 from support.console import Console
 from support.mortal import Mortal
 from support.processes import Postgres, Server, Stack, function
@@ -28,6 +31,31 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     fail_unlisted(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    """The driver of browsers, for all tests of pages: a process can have one."""
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def no_foreign_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let tests without a browser run event loops of their own: playwright's counts as running until it is closed."""
+    playwrights = None if "playwright" in request.fixturenames else asyncio._get_running_loop()
+    if playwrights:
+        asyncio._set_running_loop(None)
+    yield
+    if playwrights:
+        asyncio._set_running_loop(playwrights)
 
 
 @pytest.fixture(scope="session")

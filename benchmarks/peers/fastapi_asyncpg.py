@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 from fastapi import FastAPI, HTTPException
-
 from model import Metric
 
 SESSION = "INSERT INTO sessions (user_id, session_id, start_time) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"

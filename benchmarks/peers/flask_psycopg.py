@@ -4,10 +4,9 @@ import os
 
 import psycopg
 from flask import Flask, Response, jsonify, request
+from model import Metric
 from psycopg_pool import ConnectionPool
 from pydantic import ValidationError
-
-from model import Metric
 
 BOTH = """
 WITH session AS (

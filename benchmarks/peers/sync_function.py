@@ -6,9 +6,8 @@ import threading
 import functions_framework
 import pg8000.native
 from flask import Request
-from pydantic import ValidationError
-
 from model import Metric
+from pydantic import ValidationError
 
 SESSION = """
 INSERT INTO sessions (user_id, session_id, start_time) VALUES (:user_id, :session_id, :timestamp)

@@ -13,7 +13,8 @@ from metrics_ingest.http.headers import Headers, idempotency_key
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model.user import parse
-from metrics_ingest.storage.register import register
+from metrics_ingest.storage.operations import Operation
+from metrics_ingest.storage.writer import writer
 
 
 @functions_framework.aio.http
@@ -23,8 +24,10 @@ async def users(request: Request) -> Response:
 
 async def store_user(body: bytes, headers: Headers) -> Reply:
     """Reply 201 for a new user and 200 for a known one, with what is stored now."""
-    user, created = await register(parse(body, idempotency_key(headers)))
-    return Reply(201 if created else 200, to_json(user))
+    user = parse(body, idempotency_key(headers))
+    (outcome,) = await writer().write(Operation.REGISTER_USERS, [user])
+    stored = {**user, "created_at": outcome.facts["created_at"]}
+    return Reply(201 if outcome.facts["created"] else 200, to_json(stored))
 
 
 service = Service("users", store_user)

@@ -1,11 +1,12 @@
 -- The slow path of store_metrics (see there for arguments and result): looks up each metric's user, type and identity,
 -- stores the metrics that are valid and new, and reports the others by their `positions`.
 -- enable_seqscan: a plan that is made while the tables are small must still do when they are large.
+-- extra_float_digits: values pass through JSON; with 0, which a database may have, different ones compare as equal.
 CREATE OR REPLACE FUNCTION check_and_store_metrics(
     user_ids uuid[], timestamps timestamptz[], metric_ids uuid[], session_ids uuid[], types text[], numbers float8[],
     positions bigint[]
 ) RETURNS json LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-SET enable_seqscan = off SET jit = off AS $function$
+SET enable_seqscan = off SET jit = off SET extra_float_digits = 1 AS $function$
 DECLARE
     refused    json;  -- metrics with an unknown user, an invalid type or an invalid value
     inserted   json;  -- keys of the metrics that were inserted

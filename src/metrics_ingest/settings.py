@@ -57,7 +57,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of the functions. Sizes are in bytes, times in seconds. README, Configuration, explains each."""
+    """The settings of the functions. Sizes are in bytes, times in seconds. docs/configuration.md explains each."""
 
     database: Database
     api_keys: tuple[ApiKey, ...]
@@ -213,8 +213,11 @@ def _api_keys(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
 def _origins(environ: Mapping[str, str]) -> tuple[str, ...]:
     origins = tuple(filter(None, (origin.strip().lower() for origin in environ.get("CORS_ORIGINS", "").split(","))))
     for origin in origins:
-        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@*]+", origin, re.ASCII):
-            raise BadSetting(f"CORS_ORIGINS must be * or origins like https://app.example.com, not {origin[:100]!r}")
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\*\.)?[^\s/?#@*]+?(:\*)?", origin, re.ASCII):
+            raise BadSetting(
+                "CORS_ORIGINS must be * or origins like https://app.example.com, https://*.example.com or"
+                f" http://localhost:*, not {origin[:100]!r}"
+            )
     return origins
 
 

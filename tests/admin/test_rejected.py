@@ -223,3 +223,8 @@ def test_allowance_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowance.take(10_000) == rejected.PER_S
     now += 1e6
     assert allowance.take(10_000) == rejected.BURST
+
+
+def test_lines_are_counted_as_the_parser_counts_them() -> None:
+    """A line with nothing but a form feed is a rejected metric, not a blank line."""
+    assert rejected._payloads(b"\x0c\n\n{} \n", ndjson=True, positions=[0, 1]) == [b"\x0c", b"{}"]

@@ -37,6 +37,13 @@ def test_a_user_is_registered_over_http_and_its_metrics_are_accounted_for(compos
     assert compose.psql(f"SELECT count(*) FROM metrics WHERE user_id = '{user_id}'") == "1"
 
 
+def test_the_gateway_serves_the_browser_client(compose: Compose) -> None:
+    answer = requests.get(f"{compose.url}/client.js", timeout=5)
+    assert "MetricsIngest" in answer.text
+    assert "javascript" in answer.headers["content-type"]
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_first_segment_picks_the_function(compose: Compose, name: str, slash: str) -> None:
@@ -89,7 +96,9 @@ def test_only_loopback_reaches_it(compose: Compose) -> None:
 
 def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compose, user: str) -> None:
     compose("up", "--detach", "--scale", "ingest=3")
-    working = "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE query LIKE 'SELECT store_metrics(%'"
+    working = (
+        "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE query LIKE 'SELECT public.store_metrics(%'"
+    )
 
     def three_work() -> bool:
         assert all(compose.post("/ingest/", metric(user)).ok for _ in range(20))

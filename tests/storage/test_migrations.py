@@ -77,15 +77,15 @@ def test_it_applies_rolls_back_and_applies_again(server: Postgres) -> None:
 
 
 def test_each_rollback_restores_the_schema_before_its_migration(empty: str) -> None:
-    with migrations.open_backend(read_database({"DATABASE_URL": empty})) as backend:
+    with migrations.Migrator(read_database({"DATABASE_URL": empty})) as migrator:
         every = yoyo.read_migrations(str(migrations.directory()))
         before = {}
-        for migration in backend.to_apply(every):
+        for migration in migrator.to_apply(every):
             before[migration.id] = query(empty, SCHEMA)
-            backend.apply_one(migration)
+            migrator.apply_one(migration)
         assert before.keys() == {path.stem for path in migrations_on_disk()}
-        for migration in backend.to_rollback(every):
-            backend.rollback_one(migration)
+        for migration in migrator.to_rollback(every):
+            migrator.rollback_one(migration)
             left = [row for row in query(empty, SCHEMA) if "yoyo" not in row[1]]
             assert left == [row for row in before[migration.id] if "yoyo" not in row[1]], migration.id
 
@@ -243,9 +243,7 @@ def test_database_of_an_unreleased_version_is_refused_with_what_to_do(empty: str
     for arguments in (["migrate"], ["migrate", "--rollback", "--yes"]):
         refused = command(*arguments, url=empty)
         assert refused.returncode == 1
-        assert refused.stderr.startswith(
-            "metrics-ingest: cannot migrate: the database has migrations that this version"
-        )
+        assert refused.stderr.startswith("Error: cannot migrate: the database has migrations that this version")
         assert "0014-store-without-looking-first" in refused.stderr
         assert "`metrics-ingest export`, `metrics-ingest load`" in refused.stderr
         assert query(empty, SCHEMA) == before

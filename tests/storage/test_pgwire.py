@@ -18,6 +18,7 @@ from support.fake_postgres import DONE, PARSED, READY, error, message, row
 from support.processes import Postgres
 
 EPOCH = datetime(2000, 1, 1)
+ARRAYS = "$1::uuid[], $2::timestamptz[], $3::float8[], $4::bool[], $5::text[]"
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
@@ -51,7 +52,7 @@ def test_each_kind_of_array_arrives(
 ) -> None:
     microseconds = [(instant - EPOCH) // timedelta(microseconds=1) for instant in instants]
     connection.run("SET timezone = 'UTC'")
-    (answer,) = ask(connection, wire.query("SELECT json_build_array($1, $2, $3, $4, $5)", [
+    (answer,) = ask(connection, wire.query(f"SELECT json_build_array({ARRAYS})", [
         wire.uuids([one.bytes for one in ids]),
         wire.timestamps(microseconds),
         wire.floats(numbers),
@@ -65,7 +66,7 @@ def test_each_kind_of_array_arrives(
 
 
 def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Connection) -> None:
-    one = wire.query("SELECT json_build_array(pg_current_xact_id()::text, $1)", [wire.json(b'"x"')])
+    one = wire.query("SELECT json_build_array(pg_current_xact_id()::text, $1::json)", [b'"x"'])
     with pytest.raises(pg8000.native.DatabaseError):
         ask(connection, one, wire.command("nonsense"), one)
     first, second = ask(connection, wire.command("BEGIN"), one, one, wire.command("COMMIT"))

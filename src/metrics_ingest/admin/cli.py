@@ -1,6 +1,5 @@
 """The command `metrics-ingest`: the root, `migrate`, and the table of the other commands."""
 
-import sys
 from importlib import import_module
 
 import click
@@ -63,8 +62,7 @@ def migrate(rollback: bool, yes: bool) -> None:
         names = (migrations.rollback if rollback else migrations.migrate)(configured_database())
     except (migrations.UnknownMigrations, Error, OSError) as error:
         reason = str(error) if isinstance(error, migrations.UnknownMigrations) else reason_of(error)
-        click.echo(f"metrics-ingest: cannot migrate: {reason}", err=True)
-        sys.exit(1)
+        raise click.ClickException(f"cannot migrate: {reason}") from error
     for name in names:
         click.echo(f"{'rolled back' if rollback else 'applied'} {name}")
     if not names:

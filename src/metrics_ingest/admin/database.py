@@ -12,7 +12,7 @@ from pg8000.native import DatabaseError, InterfaceError, literal
 
 from metrics_ingest.admin.console import Record, Unreachable
 from metrics_ingest.settings import BadSetting, Database, read_database
-from metrics_ingest.storage.driver import connect, reason_of, sqlstate
+from metrics_ingest.storage.driver import PIN_SESSION, connect, reason_of, sqlstate
 
 # Advisory locks, by the names that the SQL functions hash, too.
 PARTITIONS_LOCK = "metrics-ingest partitions"  # taken by create_metrics_partitions
@@ -35,7 +35,7 @@ def configured_database() -> Database:
 
 @contextmanager
 def open_connection() -> Iterator[Any]:
-    """Open a pg8000 connection to the configured database, in UTC; close it at the end.
+    """Open a pg8000 connection to the configured database, with PIN_SESSION; close it at the end.
 
     Raise Unreachable when it cannot be opened or is lost, ClickException when the database refuses a statement.
     """
@@ -46,7 +46,7 @@ def open_connection() -> Iterator[Any]:
         where = f"{database.host}:{database.port}/{database.database}"
         raise Unreachable(f"cannot reach the database at {where}: {reason_of(error)}") from error
     try:
-        connection.run("SET timezone = 'UTC'")
+        connection.run(PIN_SESSION)
         yield connection
     except DatabaseError as error:
         raise click.ClickException(f"the database refused a statement: {reason_of(error)}") from error
@@ -91,26 +91,20 @@ def advisory_lock(connection: Any, name: str, *, until_commit: bool = False) -> 
     connection.run(f"SELECT {function}(hashtext(:name))", name=name)
 
 
-@contextmanager
-def short_lock_timeout(connection: Any) -> Iterator[None]:
-    """Let statements in the block wait for a lock for LOCK_TIMEOUT_MS at most."""
+def retry_until_locked(connection: Any, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the action until it gets its locks. Raise ClickException after LOCK_RETRY_FOR_S."""
+    deadline = time.monotonic() + LOCK_RETRY_FOR_S
     connection.run(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
     try:
-        yield
+        while True:
+            try:
+                return action(*arguments)
+            except DatabaseError as error:
+                if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
+                    raise
+                if time.monotonic() > deadline:
+                    message = "a long transaction locks the tables; nothing was changed, try later"
+                    raise click.ClickException(message) from error
+            time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request
     finally:
         connection.run("RESET lock_timeout")
-
-
-def retry_until_locked(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the action again and again until it gets its locks. Raise ClickException after LOCK_RETRY_FOR_S."""
-    deadline = time.monotonic() + LOCK_RETRY_FOR_S
-    while True:
-        try:
-            return action(*arguments)
-        except DatabaseError as error:
-            if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
-                raise
-            if time.monotonic() > deadline:
-                message = "a long transaction locks the tables; nothing was changed, try later"
-                raise click.ClickException(message) from error
-        time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from metrics_ingest.admin.console import Record
-from metrics_ingest.admin.database import query, retry_until_locked, short_lock_timeout, transaction
+from metrics_ingest.admin.database import query, retry_until_locked, transaction
 
 TIME_COLUMNS = {"metrics": "timestamp", "rejected_metrics": "received_at"}  # what each table is partitioned by
 MAX_ROWS_WHILE_BLOCKED = 2_000  # more new rows than this are copied before writers are blocked
@@ -40,8 +40,9 @@ MISSING_MONTHS = """
                       WHERE inhparent = '{parent}'::regclass AND relname = '{parent}_p' || to_char(month, 'YYYY_MM'))
     ORDER BY month
 """
-BRIN_INDEXES = """
-    SELECT indexrelid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+SUMMARIZE_BRIN_INDEXES = """
+    SELECT brin_summarize_new_values(indexrelid)
+    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
     WHERE amname = 'brin' AND indrelid = ANY (CAST(:tables AS regclass[]))
 """
 # Rows that a snapshot with this xmin may not have seen. It saw all rows of older transactions.
@@ -75,13 +76,11 @@ def _drain_once(connection: Any, parent: str, ahead: int) -> Record:
     # An autovacuum of the default would hold its lock for longer than lock_timeout.
     connection.run(f"ALTER TABLE {default} SET (autovacuum_enabled = off)")
     try:
-        with short_lock_timeout(connection):
-            copied, xmin = _build(connection, parent, months, keys)
-            drained, blocked_ms = retry_until_locked(_swap, connection, parent, months, keys, copied, xmin)
-            tables = [month["table"] for month in months]
-            # The copied rows are in order of arrival, so block ranges describe them as well as in the default.
-            for (index,) in connection.run(BRIN_INDEXES, tables=tables):
-                connection.run(f"SELECT brin_summarize_new_values({index})")
+        copied, xmin = _build(connection, parent, months, keys)
+        drained, blocked_ms = retry_until_locked(connection, _swap, connection, parent, months, keys, copied, xmin)
+        tables = [month["table"] for month in months]
+        # The copied rows are in order of arrival, so block ranges describe them as well as in the default.
+        connection.run(SUMMARIZE_BRIN_INDEXES, tables=tables)
         return {"created": tables, "drained": drained, "held_ms": round(blocked_ms, 1)}
     finally:
         connection.run(f"ALTER TABLE {default} RESET (autovacuum_enabled)")
@@ -102,7 +101,7 @@ def _build(connection: Any, parent: str, months: list[Record], keys: list[Record
         table = month["table"]
         for key in keys:
             add = f"ALTER TABLE {table} ADD CONSTRAINT {key['conname']} {key['definition']} NOT VALID"
-            retry_until_locked(connection.run, add)  # it locks the referenced table for an instant
+            retry_until_locked(connection, connection.run, add)  # it locks the referenced table for an instant
             connection.run(f"ALTER TABLE {table} VALIDATE CONSTRAINT {key['conname']}")
         connection.run("SELECT pg_stat_force_next_flush()")  # else the copied rows are counted again after ANALYZE
         connection.run(f"ANALYZE {table}")

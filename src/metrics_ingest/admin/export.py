@@ -13,10 +13,12 @@ from metrics_ingest.admin.database import open_connection, where
 
 COLUMNS = "user_id, metric_type, value, timestamp, session_id, metric_id"
 TIMESTAMP = """to_char(timestamp, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS timestamp"""  # the connection is in UTC
+# row_to_json writes -0, which JSON parsers read as the integer 0.
+VALUE = "CASE WHEN value = 0 AND value::text = '-0' THEN '-0.0'::json ELSE to_json(value) END AS value"
 # Query and COPY options of each format. JSON contains no control characters, so COPY's CSV with two of them as quote
 # and delimiter writes each line unchanged.
 FORMATS = {
-    "ndjson": (f"SELECT row_to_json(m) FROM (SELECT {COLUMNS} FROM metrics {{where}}) AS m",  # noqa: S608  # constants
+    "ndjson": (f"SELECT row_to_json(m) FROM (SELECT {COLUMNS.replace('value', VALUE)} FROM metrics {{where}}) AS m",  # noqa: S608  # constants
                r"FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02'"),
     "csv": (f"SELECT {COLUMNS.replace('timestamp', TIMESTAMP)} FROM metrics {{where}}",  # noqa: S608  # constants
             "FORMAT csv, HEADER"),

@@ -13,9 +13,9 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """Return a new key and its entry for API_KEYS. Raise ValueError for a name that API_KEYS does not allow."""
+    """Return a new key and its entry for API_KEYS. Raise click.BadParameter for a name that API_KEYS does not allow."""
     if not NAME.fullmatch(name):
-        raise ValueError("a key's name has 1 to 64 letters, digits, dots, hyphens and underscores")
+        raise click.BadParameter("a key's name has 1 to 64 letters, digits, dots, hyphens and underscores")
     key = f"mi_{secrets.token_urlsafe(32)}"  # secret scanners find leaked keys by the prefix
     return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
 
@@ -32,9 +32,6 @@ def new(name: str) -> None:
 
     To replace a key, append the new entry to API_KEYS, give the client the new key, then remove the old entry.
     """
-    try:
-        key, entry = new_key(name)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    key, entry = new_key(name)
     click.echo(f"key (shown only now; give it to the client): {key}")
     click.echo(f"entry (append it to API_KEYS, after a comma): {entry}")

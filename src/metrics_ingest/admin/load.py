@@ -10,10 +10,8 @@ from typing import IO, Any
 import click
 
 from metrics_ingest.admin.console import JSON_OPTION, print_record
-from metrics_ingest.admin.files import Chunk, read_chunks
-from metrics_ingest.admin.sending import Report, Sender, send_all
-
-COUNTS = ("received", "stored", "duplicates", "rejected")  # received is the sum of the others
+from metrics_ingest.admin.files import Chunk, parse_unique, read_chunks
+from metrics_ingest.admin.sending import COUNTS, Report, Sender, send_all
 
 
 @click.command()
@@ -29,9 +27,10 @@ COUNTS = ("received", "stored", "duplicates", "rejected")  # received is the sum
 def command(
     files: tuple[str, ...], as_csv: bool, parallel: int, rejected: IO[str] | None, as_json: bool, **connection: Any
 ) -> None:
-    """Send FILES of metrics through ingest_batch: NDJSON (a JSON object per line) or CSV with a header.
+    """Send FILES of metrics through ingest_batch.
 
-    Files may be compressed with gzip; `-` is standard input.
+    They are NDJSON (a JSON object per line), CSV with a header and commas, or a JSON document of up to 64 MiB (an array
+    of metrics, or {"metrics": [...]}), in UTF-8 or UTF-16, also compressed with gzip; `-` is standard input.
 
     If it is interrupted, run it again: metrics that are stored already count as duplicates. Metrics without a
     metric_id are identified by their line, so append to such a file, but do not change its lines. To fix rejected
@@ -68,15 +67,18 @@ def _write_rejected(file: IO[str], chunk: Chunk, report: Report) -> None:
     """Write an entry for each rejected metric, which `load` reads again (files.py)."""
     for index, group in itertools.groupby(report["errors"], key=lambda error: error["index"]):
         errors = [{name: error[name] for name in ("code", "field", "detail", "metric_id")} for error in group]
-        metric = _json_or_text(chunk.metrics[index])
+        line = chunk.lines[index]
+        if line.fault:  # it says what is wrong in the file; the function's errors are about what was sent instead
+            errors = [{"code": line.fault.code, "field": None, "detail": line.fault.detail, "metric_id": None}]
+        metric = _json_or_text(line.metric)
         if isinstance(metric, dict) and errors[0]["metric_id"]:  # the identity that it must keep when it is fixed
             metric.setdefault("metric_id", errors[0]["metric_id"])
-        entry = {"errors": errors, "file": chunk.file, "line": chunk.lines[index], "metric": metric}
+        entry = {"errors": errors, "file": chunk.file, "line": line.number, "metric": metric}
         file.write(json.dumps(entry) + "\n")
 
 
 def _json_or_text(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
+        return parse_unique(line)
+    except (ValueError, RecursionError):
         return line.decode(errors="replace")

@@ -20,6 +20,7 @@ AGGREGATIONS = {
 }
 RANGES: dict[str, tuple[float | None, float | None]] = {"duration": (0, None), "counter": (0, None), "flag": (0, 1)}
 ANY_AGGREGATION = click.Choice(sorted({name for names in AGGREGATIONS.values() for name in names}))
+AGGREGATION_HELP = "How summaries combine values. [default: sum for duration and counter, any for flag, else mean]"
 KIND_HELP = "duration: a time. counter: a count of events. gauge: a level. score: a rating. flag: yes (1) or no (0)."
 
 LIST = """
@@ -38,8 +39,8 @@ ADD = """
 """
 SET = """
     UPDATE metric_types
-    SET unit = :unit, min_value = CAST(:min_value AS float8), max_value = CAST(:max_value AS float8),
-        aggregation = :aggregation, description = :description
+    SET (unit, min_value, max_value, aggregation, description) =
+        (:unit, CAST(:min_value AS float8), CAST(:max_value AS float8), :aggregation, :description)
     WHERE metric_type = :metric_type
 """
 RETIRE = "UPDATE metric_types SET retired_at = COALESCE(retired_at, now()) WHERE metric_type = :metric_type"
@@ -61,28 +62,23 @@ def command() -> None:
 
 
 @command.command(short_help="Register a metric type.")
-@click.argument("name")
+@click.argument("metric_type", metavar="NAME")
 @click.option("--kind", required=True, type=click.Choice(list(AGGREGATIONS)), help=KIND_HELP)
 @click.option("--unit", default="", help="Such as s, ms, count or percent.")
 @click.option("--min", "min_value", type=float, help="The smallest value. [default: 0 for duration, counter and flag]")
 @click.option("--max", "max_value", type=float, help="The largest value. [default: 1 for flag]")
-@click.option("--aggregation", type=ANY_AGGREGATION, help="How summaries combine values. [default: sum, mean or any]")
+@click.option("--aggregation", type=ANY_AGGREGATION, help=AGGREGATION_HELP)
 @click.option("--description", default="", help="One sentence for people.")
 @JSON_OPTION
-def add(name: str, min_value: float | None, max_value: float | None, as_json: bool, **values: Any) -> None:
-    """Register a metric type. Running functions accept it from now on.
-
-    The default aggregation is sum for a duration or counter, mean for a gauge or score, any for a flag.
-    """
+def add(min_value: float | None, max_value: float | None, as_json: bool, **values: Any) -> None:
+    """Register a metric type. Running functions accept it from now on."""
     default_min, default_max = RANGES.get(values["kind"], (None, None))
-    values["metric_type"] = name
     values["min_value"] = default_min if min_value is None else min_value
     values["max_value"] = default_max if max_value is None else max_value
     values["aggregation"] = values["aggregation"] or AGGREGATIONS[values["kind"]][0]
     _check(values)
     with open_connection() as connection:
-        _run(connection, ADD, values)
-        print_record(_find(connection, name), as_json=as_json, title=name)
+        _change(connection, ADD, values, as_json)
 
 
 @command.command("list", short_help="List the metric types.")
@@ -125,8 +121,7 @@ def set_type(name: str, as_json: bool, **options: str | None) -> None:
     with open_connection() as connection:
         values = _find(connection, name) | changes | limits
         _check(values)
-        _run(connection, SET, values)
-        print_record(_find(connection, name), as_json=as_json, title=name)
+        _change(connection, SET, values, as_json)
 
 
 @command.command(short_help="Refuse a metric type from now on.")
@@ -136,8 +131,7 @@ def set_type(name: str, as_json: bool, **options: str | None) -> None:
 def retire(name: str, undo: bool, as_json: bool) -> None:
     """Refuse a metric type from now on. What is stored of it stays."""
     with open_connection() as connection:
-        _run(connection, RESTORE if undo else RETIRE, {"metric_type": name})
-        print_record(_find(connection, name), as_json=as_json, title=name)
+        _change(connection, RESTORE if undo else RETIRE, {"metric_type": name}, as_json)
 
 
 def _find(connection: Any, name: str) -> Record:
@@ -147,8 +141,8 @@ def _find(connection: Any, name: str) -> Record:
     return found[0]
 
 
-def _run(connection: Any, sql: str, values: Record) -> None:
-    """Run the statement. Raise ClickException with a plain message when a value violates a constraint."""
+def _change(connection: Any, sql: str, values: Record, as_json: bool) -> None:
+    """Run the statement and print the type. Raise ClickException when a value violates a constraint."""
     try:
         connection.run(sql, **values)
     except DatabaseError as error:
@@ -158,6 +152,7 @@ def _run(connection: Any, sql: str, values: Record) -> None:
         if sqlstate(error) == "22001":  # string too long
             raise click.ClickException("a name has 64 characters at most, a unit 32") from error
         raise
+    print_record(_find(connection, values["metric_type"]), as_json=as_json, title=values["metric_type"])
 
 
 def _limit(text: str) -> float | None:

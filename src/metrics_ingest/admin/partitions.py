@@ -19,6 +19,10 @@ PARTITIONS = """
     WHERE parent.relname IN ('metrics', 'rejected_metrics') AND parent.relkind = 'p'
     ORDER BY parent.relname, 3 NULLS LAST
 """
+OLD = f"""
+    SELECT * FROM ({PARTITIONS}) AS partitions
+    WHERE "table" = :parent AND "to" <= now() - CAST(:age AS interval) ORDER BY "to"
+"""
 LIST_COLUMNS = ("partition", "from", "to", "rows", "bytes")  # what fits 80 characters
 UNITS = {"d": "days", "mo": "months", "y": "years"}
 
@@ -63,12 +67,10 @@ def _interval(_context: click.Context, _option: click.Parameter, text: str | Non
 @click.option("--yes", is_flag=True, help="Do not ask before metrics are dropped.")
 @JSON_OPTION
 def maintain(ahead: int, keep: str | None, keep_rejected: str, detach: bool, yes: bool, as_json: bool) -> None:
-    """Create partitions for the months ahead, move rows out of the default partitions, and drop old partitions.
+    """Create the months ahead, empty the default partitions, and drop months that are older than --keep as a whole.
 
-    A partition is dropped when all its rows are older than --keep; its summaries stay.
-
-    Run it daily. Ingestion continues meanwhile, and two runs at once take turns. In the output, `drained` is the number
-    of rows moved out of the default, and `held_ms` how long writers were blocked, in milliseconds.
+    Their summaries stay. Run it daily: ingestion continues, and two runs take turns. In the output, `drained` is the
+    number of rows moved out of the default, and `held_ms` how long writers were blocked, in milliseconds.
     """
     with database.open_connection() as connection:
         database.advisory_lock(connection, database.PARTITIONS_LOCK)
@@ -83,22 +85,17 @@ def maintain(ahead: int, keep: str | None, keep_rejected: str, detach: bool, yes
 
 def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool) -> list[str]:
     """Drop, or detach, the partitions whose rows are all older than `age`; return their names."""
-    ((start,),) = connection.run("SELECT now() - CAST(:age AS interval)", age=age)
-    old = [row for row in database.query(connection, PARTITIONS) if row["table"] == parent and row["to"]]
-    old = [row for row in old if row["to"] <= start]
+    old = database.query(connection, OLD, parent=parent, age=age)
     names = [row["partition"] for row in old]
-    if not old:
-        return []
-    if not yes:
+    if old and not yes:
         rows = sum(row["rows"] for row in old)
         what = f"{', '.join(names)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
         click.confirm(f"{'Detach' if detach else 'Drop'} {what}?", abort=True, err=True)
-    if parent == "metrics":
+    if old and parent == "metrics":
         connection.run("SELECT refresh_summaries()")  # they must contain the rows before these are dropped
     keys = database.query(connection, FOREIGN_KEYS, parent=parent)
-    with database.short_lock_timeout(connection):
-        for row in old:
-            database.retry_until_locked(_remove, connection, row, keys, detach)
+    for row in old:
+        database.retry_until_locked(connection, _remove, connection, row, keys, detach)
     return names
 
 

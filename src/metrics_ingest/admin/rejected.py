@@ -9,13 +9,7 @@ import click
 
 from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows, time
 from metrics_ingest.admin.database import open_connection, query, transaction, where
-from metrics_ingest.errors import RequestRefused
-from metrics_ingest.model import metric as model
-from metrics_ingest.storage.lane import execute_blocking
-from metrics_ingest.storage.operations import Operation
-
-BATCH = 1_000
-MAX_FUTURE_SKEW_S = 86_400  # the functions' default of the setting of that name
+from metrics_ingest.storage.quarantine import FIRST, Kept, replay_after
 
 SUMMARY = """
     SELECT code, min(detail) AS example, route, key_name, count(*) AS rejected,
@@ -27,16 +21,6 @@ SUMMARY = """
 LIST = """
     SELECT rejected_id, received_at, route, key_name, codes, detail, metric_id, payload, payload_bytes
     FROM rejected_metrics {where} ORDER BY received_at, rejected_id LIMIT {limit}
-"""
-# The rows of a replay stay locked until its transaction ends; a second replay skips them.
-NEXT = """
-    SELECT rejected_id, received_at, codes, metric_id, payload, payload_bytes FROM rejected_metrics
-    {where} AND (received_at, rejected_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
-    ORDER BY received_at, rejected_id LIMIT {limit} FOR UPDATE SKIP LOCKED
-"""
-DELETE = """
-    DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
-    WHERE received_at = done.at AND rejected_id = done.id
 """
 # The options that select rejected metrics: the condition on its value, type and help of each.
 SELECTION = {
@@ -107,53 +91,11 @@ def replay(as_json: bool, **options: Any) -> None:
     What is stored now, or was stored before (`duplicates`), is removed from the rejected metrics. The rest stays there.
     """
     counts: Counter[str] = Counter()
-    after = {"after_at": "-infinity", "after_id": "00000000-0000-0000-0000-000000000000"}
-    rows: list[Record] = [{}]
+    last: Kept | None = FIRST
     with open_connection() as connection:
-        while rows:
+        while last:
             with transaction(connection):
-                rows = query(connection, NEXT.format(where=_where(options), limit=BATCH), **after)
-                _replay(connection, rows, counts)
-            if rows:
-                after = {"after_at": rows[-1]["received_at"], "after_id": rows[-1]["rejected_id"]}
-    result: Record = {name: counts.pop(name, 0) for name in ("stored", "duplicates")}
+                last = replay_after(connection, last, _where(options), counts)
+    result = {name: counts.pop(name, 0) for name in ("stored", "duplicates")}
     by_code = dict(sorted(counts.items()))
     print_record(result | {"still_rejected": sum(by_code.values())} | by_code, as_json=as_json, title="replayed")
-
-
-def _replay(connection: Any, rows: list[Record], counts: Counter[str]) -> None:
-    """Store the valid metrics of the rows and delete their rows; count the outcomes."""
-    metrics: list[Any] = []
-    done: dict[int, Record] = {}  # rows by the position of their metric
-    for row in rows:
-        metric, code = _read(row)
-        if metric is None:
-            counts[code] += 1
-        else:
-            done[len(metrics)] = row
-            metrics.append(metric)
-    if not metrics:
-        return
-    for outcome in execute_blocking(connection, Operation.STORE_METRICS, metrics):
-        if outcome.kind == "duplicate":
-            counts["duplicates"] += 1
-            counts["stored"] -= 1
-        elif done.pop(outcome.position, None):
-            counts[outcome.kind] += 1
-    counts["stored"] += len(done)
-    stored = {"at": [row["received_at"] for row in done.values()], "ids": [row["rejected_id"] for row in done.values()]}
-    connection.run(DELETE, **stored)
-
-
-def _read(row: Record) -> tuple[Any, str]:
-    """Return the row's metric, ready to be stored, and ""; or None and the code of the first error."""
-    if row["payload_bytes"] > len(row["payload"]):
-        return None, "payload_too_large"  # only its beginning was kept
-    try:
-        metric = model.read(row["payload"])
-    except RequestRefused as error:
-        return None, error.code
-    if row["metric_id"]:  # the identity in the reply to the sender, who may send the metric again with it
-        metric.setdefault("metric_id", row["metric_id"])
-    (complete,), faults = model.complete([metric], (0,), str(row["rejected_id"]), MAX_FUTURE_SKEW_S)
-    return (None, faults[0][0].code) if faults else (complete, "")

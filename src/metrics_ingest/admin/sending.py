@@ -1,11 +1,17 @@
-"""Sends chunks of metrics to ingest_batch, several at a time, and retries while it or its database is unavailable."""
+"""Sends chunks of metrics to ingest_batch, several at a time, and retries while it or its database is unavailable.
+
+Nothing about the server is taken for granted: the URL may lead to a proxy, a load balancer, or another service.
+"""
 
 import gzip
 import itertools
 import random
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from threading import Event, local
 from typing import Any
 
@@ -17,7 +23,11 @@ from metrics_ingest.admin.files import Chunk
 CHUNKS_PER_REQUEST = 2  # chunks read ahead for each parallel request, so that memory is bounded
 BACKOFF_S = (0.5, 1, 2, 5, 10)
 RETRY_STATUSES = (429, 502, 503, 504)
+REPORT_STATUSES = (200, 207, 422)
+MAX_PAUSE_S = 3600  # of what a server asks for
 TIMEOUT_S = 60
+COUNTS = ("received", "stored", "duplicates", "rejected")  # received is the sum of the others
+ERROR_FIELDS = {"index", "code", "field", "detail", "metric_id"}
 
 Report = dict[str, Any]  # the body of a reply of ingest_batch
 
@@ -26,14 +36,22 @@ class Sender:
     """Posts chunks, and retries each for `retry_for_s` seconds. Threads may share it."""
 
     def __init__(self, url: str, api_key: str | None, retry_for_s: float) -> None:
+        """Raise ClickException without requests, UsageError for a key that is not visible ASCII."""
         try:
             import requests
+            import urllib3
         except ImportError:
             raise click.ClickException("`load` needs requests: pip install 'metrics-ingest[cli]'") from None
         self._requests = requests
+        self._errors = (requests.RequestException, urllib3.exceptions.HTTPError)  # requests passes some on
+        self._misuse = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
+                        requests.exceptions.MissingSchema)  # fmt: skip
         self._url = url
+        self._shown_url = _without_password(url)
         self._headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
         if api_key:
+            if not re.fullmatch(r"[!-~]+", api_key):
+                raise click.UsageError("the API key has characters other than visible ASCII; has it a line break?")
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._retry_for_s = retry_for_s
         self._thread = local()  # a requests.Session must not be shared by threads
@@ -41,22 +59,24 @@ class Sender:
 
     def send(self, chunk: Chunk) -> Report:
         """Return the report. Raise ClickException for a final error, Unreachable when the time to retry is over."""
-        body = gzip.compress(b"\n".join(chunk.metrics), compresslevel=1)
+        body = gzip.compress(b"\n".join(line.metric for line in chunk.lines), compresslevel=1)
         headers = self._headers | {"Idempotency-Key": chunk.idempotency_key}
         deadline = time.monotonic() + self._retry_for_s
         for attempt in itertools.count():
             pause = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.5, 1)
             try:
-                reply = self._session().post(self._url, data=body, headers=headers, timeout=TIMEOUT_S)
-            except (self._requests.ConnectionError, self._requests.Timeout) as error:
-                reason = f"cannot reach {self._url}: {getattr(error.args[0], 'reason', error)}"
-            except self._requests.RequestException as error:
-                raise click.ClickException(f"{self._url}: {error}") from error
+                reply = self._session().post(
+                    self._url, data=body, headers=headers, timeout=TIMEOUT_S, allow_redirects=False
+                )
+            except self._errors as error:
+                if isinstance(error, self._misuse):
+                    raise click.ClickException(f"{self._shown_url}: {_printable(error)}") from error
+                reason = f"cannot reach {self._shown_url}: {_cause(error)}"
             else:
                 if reply.status_code not in RETRY_STATUSES:
                     return self._report(reply, chunk)
-                reason = f"{self._url} answers {reply.status_code} {reply.reason}"
-                pause = max(pause, float(reply.headers.get("Retry-After", "0") or 0))
+                reason = f"{self._shown_url} answers {reply.status_code} {_printable(reply.reason or '')}"
+                pause = max(pause, retry_after_s(reply.headers))
             if time.monotonic() + pause > deadline:
                 raise Unreachable(f"{reason}; run the command again to continue")
             if self.stopped.wait(pause):
@@ -64,20 +84,88 @@ class Sender:
         raise AssertionError("itertools.count ends never")
 
     def _session(self) -> Any:
+        """Return the thread's session, which uses the environment's proxies and certificates, but not ~/.netrc."""
         if not hasattr(self._thread, "session"):
-            self._thread.session = self._requests.Session()
+            session = self._thread.session = self._requests.Session()
+            # Without an `auth` requests would replace the API key by the login that ~/.netrc has for the host.
+            if "Authorization" in self._headers or self._shown_url == self._url:
+                session.auth = lambda request: request
+            else:
+                session.auth = self._requests.utils.get_auth_from_url(self._url)
         return self._thread.session
 
     def _report(self, reply: Any, chunk: Chunk) -> Report:
+        answers = f"{self._shown_url} answers {reply.status_code}"
+        if 300 <= reply.status_code < 400 and (location := _printable(reply.headers.get("Location", ""))):
+            raise click.ClickException(f"{answers} with Location {location}: redirects are not followed, use that URL")
         try:
             body = reply.json()
-        except ValueError:
-            body = {}
-        if isinstance(body, dict) and "received" in body and "errors" in body:
-            return body
-        detail = body.get("detail", reply.reason) if isinstance(body, dict) else reply.reason
-        lines = f"{chunk.file}, lines {chunk.lines[0]} to {chunk.lines[-1]}"
-        raise click.ClickException(f"{self._url} answers {reply.status_code} to {lines}: {detail}")
+        except (ValueError, RecursionError):
+            body = None
+        if reply.status_code in REPORT_STATUSES and _is_report(body, len(chunk.lines)):
+            return dict(body)
+        if reply.status_code < 300:
+            start = _printable(reply.text[:100])
+            raise click.ClickException(f"{answers}, but not with a report; is it ingest_batch's URL? It says: {start}")
+        detail = _printable(body.get("detail", reply.reason) if isinstance(body, dict) else reply.reason)
+        lines = f"{chunk.file}, lines {chunk.lines[0].number} to {chunk.lines[-1].number}"
+        raise click.ClickException(f"{answers} to {lines}: {detail}")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return for how many seconds Retry-After (RFC 9110, 10.2.3) asks to wait; 0 if it is absent or not valid.
+
+    A date is compared with the server's own Date, because the clocks may differ.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text, re.ASCII):
+        seconds = float(text)
+    elif at := _http_date(text):
+        seconds = (at - (_http_date(headers.get("Date", "")) or datetime.now(UTC))).total_seconds()
+    else:
+        seconds = 0
+    return min(max(seconds, 0), MAX_PAUSE_S)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _is_report(body: Any, sent: int) -> bool:
+    """Return whether this is a report of ingest_batch about so many metrics."""
+    if not isinstance(body, dict) or not all(type(body.get(name)) is int for name in COUNTS):
+        return False
+    errors = body.get("errors")
+    return (
+        body["received"] == sent
+        and isinstance(errors, list)
+        and all(
+            isinstance(error, dict) and error.keys() >= ERROR_FIELDS and error["index"] in range(sent)
+            for error in errors
+        )
+    )
+
+
+def _cause(error: Exception) -> str:
+    """Return what happened to a request, without the layers of urllib3 around it."""
+    first = error.args[0] if error.args else error
+    return _printable(getattr(first, "reason", first))
+
+
+def _printable(value: object) -> str:
+    """Return what a server sent, or an error that quotes it, as one short line that cannot change the terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(value)[:300])
+
+
+def _without_password(url: str) -> str:
+    """Return the URL without the user and password that it may have."""
+    start, separator, rest = url.partition("//")
+    authority, slash, path = rest.partition("/")
+    return start + separator + authority.rpartition("@")[2] + slash + path
 
 
 def send_all(chunks: Iterable[Chunk], sender: Sender, parallel: int) -> Iterator[tuple[Chunk, Report]]:

@@ -13,11 +13,7 @@ STATUS = """
 
 @click.group()
 def command() -> None:
-    """Refresh the summaries: one row per session, per user and day, and per metric type and hour.
-
-    They are the views session_summary, user_day_summary and type_hour_summary, for psql and dashboards such as
-    Grafana. docs/data-model.md describes them.
-    """
+    """Refresh the views session_summary, user_day_summary and type_hour_summary, for psql and dashboards."""
 
 
 @command.command(short_help="Add new metrics to the summaries.")

@@ -1,5 +1,6 @@
 """CORS: which web pages may send requests and read the replies (the Fetch standard, "CORS protocol")."""
 
+import re
 from collections.abc import Collection, Iterable
 
 from starlette.responses import Response
@@ -13,13 +14,14 @@ Fields = list[tuple[bytes, bytes]]
 PREFLIGHT = {
     "Allow": "GET, HEAD, OPTIONS, POST",
     "Access-Control-Allow-Methods": "GET, HEAD, POST",
-    "Access-Control-Allow-Headers": "authorization, content-encoding, content-type, idempotency-key, prefer, x-api-key",
+    "Access-Control-Allow-Headers": "authorization, content-encoding, content-type, idempotency-key, prefer, x-api-key,"
+    " baggage, sentry-trace, traceparent, tracestate, x-cloud-trace-context",  # tracing adds these to every fetch
     "Access-Control-Max-Age": "7200",
 }
 CREDENTIALS = (b"access-control-allow-credentials", b"true")
 EXPOSED = (
     b"access-control-expose-headers",
-    b"Metric-Id, Idempotent-Replayed, Preference-Applied, Retry-After, WWW-Authenticate",
+    b"Date, Idempotent-Replayed, Metric-Id, Preference-Applied, Retry-After, WWW-Authenticate",
 )
 VARY = (b"vary", b"Origin")
 
@@ -27,19 +29,23 @@ VARY = (b"vary", b"Origin")
 class Cors:
     """The header fields that CORS_ORIGINS adds to replies.
 
-    A listed origin may send credentials, because navigator.sendBeacon always does; cookies have no effect here. `*`
-    does not allow credentials, because a gateway's cookie should not work from a page that nobody has listed.
+    `*.` before a host stands for any subdomain, `:*` behind it for any port and none. A listed origin may send
+    credentials, because navigator.sendBeacon always does; cookies have no effect here. `*` does not allow credentials,
+    because a gateway's cookie should not work from a page that nobody has listed.
     """
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origin.encode() for origin in origins)
+        escaped = map(re.escape, origins)
+        patterns = [o.replace(r"//\*\.", r"//(?:[a-z0-9-]+\.)+").replace(r":\*", r"(?::[0-9]{1,5})?") for o in escaped]
+        self._all = r"\*" in patterns
+        self._listed = re.compile("|".join(patterns).encode())
 
     def fields(self, raw: Iterable[tuple[bytes, bytes]]) -> Fields:
         """Return the header fields to add to the reply to a request with the `raw` fields."""
-        if b"*" in self._origins:
+        if self._all:
             return [(b"access-control-allow-origin", b"*"), EXPOSED]
         origin = next((value for name, value in raw if name == b"origin"), b"")
-        if origin not in self._origins:
+        if not self._listed.fullmatch(origin):
             return [VARY]
         return [VARY, (b"access-control-allow-origin", origin), CREDENTIALS, EXPOSED]
 

@@ -17,7 +17,7 @@ from functions_framework import create_app
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +32,7 @@ from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import reason_of
 
 OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
+ROOT = Path(__file__).parents[3]
 READY_MESSAGE = """\
 metrics-ingest is ready:
 {routes}
@@ -56,6 +57,7 @@ DOCS = """<!DOCTYPE html>
 <link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
 </head>
 <body>
+<p>For pages: <a href="/client.js">/client.js</a>, a client that delivers each metric exactly once.</p>
 <div id="docs"></div>
 <script src="/docs/swagger-ui-bundle.js"></script>
 <script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#docs", validatorUrl: null, tryItOutEnabled: true})</script>
@@ -85,7 +87,7 @@ class Dispatcher:
         else:
             function = owner(scope["path"])
             owned = self._functions[function.name] if function else None
-            app = self._docs if segment in ("docs", "openapi.json") else owned
+            app = self._docs if segment in ("docs", "openapi.json", "client.js") else owned
         await (app or _not_found(scope))(scope, receive, send)
 
     def _is_own_host(self, scope: Scope) -> bool:
@@ -105,7 +107,7 @@ class Dispatcher:
 
 
 def _docs() -> ASGIApp:
-    """Serve the OpenAPI document, and Swagger UI from the files of the flask-swagger-ui wheel (extra `local`)."""
+    """Serve the browser client, the OpenAPI document, and Swagger UI from its wheel (extra `local`)."""
 
     async def document(_: Request) -> Response:
         return Response(openapi.to_text(), media_type="application/json")
@@ -113,10 +115,15 @@ def _docs() -> ASGIApp:
     async def page(_: Request) -> Response:
         return HTMLResponse(DOCS)
 
+    async def client(_: Request) -> Response:
+        file = ROOT / "clients" / "browser" / "metrics-ingest.classic.js"
+        headers = {"Access-Control-Allow-Origin": "*"}  # for pages of other origins that import it
+        return FileResponse(file, media_type="text/javascript", headers=headers)
+
     async def missing(request: Request, _: Exception) -> Response:
         return _not_found(request.scope)
 
-    routes: list[BaseRoute] = [Route("/openapi.json", document)]
+    routes: list[BaseRoute] = [Route("/openapi.json", document), Route("/client.js", client)]
     if found := find_spec("flask_swagger_ui"):  # not imported, because that would import Flask
         assets = StaticFiles(directory=Path(str(found.origin)).parent / "dist")
         routes += [Route("/docs", page), Route("/docs/", page), Mount("/docs", assets)]
@@ -142,7 +149,7 @@ def main() -> None:
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
     with suppress(KeyboardInterrupt), _database() as psql:  # uvicorn raises it again after it has stopped
-        functions = load(Path(__file__).parents[3] / "functions", host)
+        functions = load(ROOT / "functions", host)
         _announce(f"http://{host}:{listener.getsockname()[1]}", psql)
         config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])

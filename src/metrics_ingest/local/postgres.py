@@ -71,14 +71,17 @@ def _ensure_database(server: Any, name: str) -> str:
     return url_of(server, name)
 
 
+def running_url() -> str:
+    """The database of a running `make run` as a URL. Raise SystemExit when none is running here."""
+    info = utils.PostmasterInfo.read_from_pgdata(LOCAL / "data")
+    if info is None or not info.is_running():
+        raise SystemExit("metrics-ingest: no database is running here; start it with `make run`")
+    return _url(info, DATABASE)
+
+
 def main() -> None:
     """`make psql`: replace this process by psql, on DATABASE_URL or on the database of a running `make run`."""
-    url = os.environ.get("DATABASE_URL")
-    if not url:
-        info = utils.PostmasterInfo.read_from_pgdata(LOCAL / "data")
-        if info is None or not info.is_running():
-            raise SystemExit("metrics-ingest: no database is running here; start one with `make run`")
-        url = _url(info, DATABASE)
+    url = os.environ.get("DATABASE_URL") or running_url()
     psql = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION] / "psql"
     os.execv(psql, [str(psql), *sys.argv[1:], url])  # noqa: S606  # without a shell, the arguments need no quoting
 

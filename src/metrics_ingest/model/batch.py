@@ -1,10 +1,10 @@
 """Reads request bodies into batches of metrics, without storing anything."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.metric import Metric, MetricRow
-from metrics_ingest.model.validation import MAX_LISTED, STRICT, parse_json, unknown_fields
+from metrics_ingest.model.metric import FIELDS, METRIC, Metric, MetricRow
+from metrics_ingest.model.validation import MAX_LISTED, STRICT, parse_json, unknown_fields, validate_item
 from metrics_ingest.settings import settings
 from metrics_ingest.steps import Steps, at_once
 
@@ -59,18 +59,19 @@ def parse_many(body: bytes, key: str | None) -> Batch:
 def parse_many_steps(body: bytes, key: str | None) -> Steps[Batch]:
     """Do as parse_many, in steps."""
     try:
-        is_object = IS_OBJECT.match(body)
-        metrics = _envelope().validate_json(body)["metrics"] if is_object else _array().validate_json(body)
+        array, envelope = _adapters()
+        metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
     except ValidationError:
         yield
-        return (yield from _validate_each(metric.read_item, metric.count_item_faults, _items(body), key))
+        read = partial(validate_item, METRIC, FIELDS)
+        return (yield from _validate_each(read, metric.count_item_faults, _items(body), key))
     _check_count(len(metrics))
     yield
     return (yield from _complete(metrics, key))
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
-    """Read NDJSON: one metric a line, blank lines skipped. A line that is not JSON is one rejected metric.
+    """Read NDJSON, one metric a line. A line that is not JSON is one rejected metric.
 
     Raise RequestRefused for an empty body or too many lines.
     """
@@ -81,19 +82,24 @@ def parse_lines_steps(body: bytes, key: str | None) -> Steps[Batch]:
     """Do as parse_lines, in steps."""
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
-    stripped = (line.strip(b" \t\r\n") for line in BytesIO(body))
-    lines = list(islice(filter(None, stripped), settings().max_batch + 1))
+    lines = list(islice(filled_lines(body), settings().max_batch + 1))
     _check_count(len(lines))
     # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
     # so when there are as many metrics as lines, each of them begins a metric.
     if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
-            metrics = _array().validate_json(b"[" + b",".join(lines) + b"]")
+            array, _ = _adapters()
+            metrics = array.validate_json(b"[" + b",".join(lines) + b"]")
             if len(metrics) == len(lines):
                 yield
                 return (yield from _complete(metrics, key))
     yield
     return (yield from _validate_each(metric.read, metric.count_faults, lines, key))
+
+
+def filled_lines(body: bytes) -> Iterator[bytes]:
+    """The lines of NDJSON that are not blank, without the space around them."""
+    return filter(None, (line.strip(b" \t\r\n") for line in BytesIO(body)))
 
 
 def _validate_each(
@@ -136,20 +142,17 @@ def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] |
         faults |= new_faults
         yield
     if faults:
-        valid = [(position, row) for position, row in zip(positions, rows, strict=True) if position not in faults]
-        positions, rows = [position for position, _ in valid], [row for _, row in valid]
+        positions = [position for position in positions if position not in faults]
     return Batch(len(metrics), rows, positions, faults)
 
 
 def _items(body: bytes) -> list[Any]:
     """Parse a body that should be an array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
     document = parse_json(body)
-    field = None
-    if isinstance(document, dict):
-        field = "metrics"
+    field = "metrics" if isinstance(document, dict) else None
+    if field:
         faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
-        faults += unknown_fields(document, frozenset([field]))
-        if faults:
+        if faults := [*faults, *unknown_fields(document, frozenset([field]))]:
             raise RequestRefused(*faults)
         document = document[field]
     if not isinstance(document, list):
@@ -161,25 +164,17 @@ def _check_count(count: int) -> None:
     """Raise RequestRefused if a batch may not have so many metrics."""
     if not count:
         raise RequestRefused(Fault("empty_batch", "the batch has no metrics"))
-    most = settings().max_batch
-    if count > most:
+    if count > (most := settings().max_batch):
         raise RequestRefused(Fault("too_many_metrics", f"a batch may have at most {most} metrics"))
 
 
 @cache
-def _array() -> TypeAdapter[list[Metric]]:
-    return TypeAdapter(_metrics())
+def _adapters() -> tuple[TypeAdapter[list[Metric]], TypeAdapter[Any]]:
+    """Of [...] and of {"metrics": [...]}. Both fail at the first invalid metric: the slow path looks at all of them."""
+    array = Annotated[list[Metric], Field(max_length=settings().max_batch), FailFast()]
 
-
-@cache
-def _envelope() -> TypeAdapter[Any]:
     class Envelope(TypedDict):
         __pydantic_config__ = STRICT  # type: ignore[misc]  # pydantic's way for a TypedDict
-        metrics: _metrics()  # type: ignore[valid-type]  # the limit is a setting
+        metrics: array
 
-    return TypeAdapter(Envelope)
-
-
-def _metrics() -> Any:
-    """The type of the list. It fails at its first invalid metric, because the slow path looks at all of them again."""
-    return Annotated[list[Metric], Field(max_length=settings().max_batch), FailFast()]
+    return TypeAdapter(array), TypeAdapter(Envelope)

@@ -13,16 +13,16 @@ from pydantic_core import CoreSchema, core_schema, from_json, to_json
 from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault
-from metrics_ingest.model.validation import STRICT, validate_item, validate_json, validate_or_count
+from metrics_ingest.model.validation import STRICT, validate_json, validate_or_count
 
 # RFC 3339, section 5.6, where the offset is not optional. Leap seconds (":60") are refused: timestamptz has none.
 RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-LATEST = datetime(2200, 1, 1, tzinfo=UTC)  # beyond any MAX_FUTURE_SKEW_S; up to here `_microseconds` is exact
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)  # beyond any MAX_FUTURE_SKEW_S; up to here seconds as a float are exact
 EPOCH_US = 946_684_800_000_000  # PostgreSQL's epoch, which equals EARLIEST, in microseconds since 1970
 DAY_US = 86_400_000_000
 NIL = UUID(int=0)
-NIL_BYTES = NIL.bytes  # computed once: UUID.bytes is a property that computes it each time
+NIL_BYTES = bytes(16)
 # Version and variant bits of a random UUID, and the mask of its random bits (RFC 9562, section 5.4).
 V4_BITS = 0x4000_8000_0000_0000_0000
 V4_MASK = ~0xF000_C000_0000_0000_0000
@@ -78,11 +78,6 @@ def read(body: bytes) -> Metric:
     return validate_json(METRIC, FIELDS, body)
 
 
-def read_item(item: Any) -> Metric:
-    """Validate one metric from parsed JSON. Raise RequestRefused with all its faults."""
-    return validate_item(METRIC, FIELDS, item)
-
-
 def count_faults(line: bytes) -> Metric | int:
     """Validate one metric as JSON, but return only the number of its faults where `read` raises them."""
     if not (line.startswith(b"{") and line.endswith(b"}")):  # no object: `line` has no blanks around it
@@ -94,29 +89,29 @@ def count_faults(line: bytes) -> Metric | int:
 
 
 def count_item_faults(item: Any) -> Metric | int:
-    """Validate one metric from parsed JSON, but return only the number of its faults where `read_item` raises them."""
+    """Validate one metric from parsed JSON, but return only the number of its faults if it has any."""
     return validate_or_count(METRIC, FIELDS, item)
 
 
 def complete(
     metrics: Sequence[Metric], positions: Sequence[int], key: str | None, skew_s: float
 ) -> tuple[list[MetricRow], dict[int, list[Fault]]]:
-    """Fill in what may be left out, and check what depends on the time of day.
+    """Fill in what may be left out; return the rows of the valid metrics, in order, and the others' faults by position.
 
     `positions` are those of the metrics in the request, `key` is its Idempotency-Key; both determine the metric ids.
-    `skew_s` is how many seconds ahead of now a timestamp may be. Return a row for each metric (invalid ones too), in
-    order, and the faults of the invalid ones by position.
+    `skew_s` is how many seconds ahead of now a timestamp may be.
     """
-    latest = time() + skew_s
-    latest_us = round(latest * 1e6) - EPOCH_US
-    times = _microseconds([metric["timestamp"] for metric in metrics])
+    latest = round((time() + skew_s) * 1e6) - EPOCH_US
+    # By pydantic, because Python's arithmetic with datetimes takes three times as long.
+    times = from_json(to_json([metric["timestamp"] for metric in metrics], temporal_mode="seconds"))
     if key:
         new_ids = [uuid5(METRIC_ID_NAMESPACE, f"{key}\n{position}").bytes for position in positions]
     else:
         new_ids = _random_ids(len(metrics))
     rows = []
-    all_valid = True
-    for metric, at, metric_id in zip(metrics, times, new_ids, strict=True):
+    faults = {}
+    for position, metric, seconds, metric_id in zip(positions, metrics, times, new_ids, strict=True):
+        at = round(seconds * 1e6) - EPOCH_US
         user_id = metric["user_id"].int.to_bytes(16)
         if "metric_id" in metric:
             metric_id = metric["metric_id"].int.to_bytes(16)
@@ -124,44 +119,28 @@ def complete(
             session_id = metric["session_id"].int.to_bytes(16)
         else:
             session_id = implicit_session(user_id, at // DAY_US)
-        rows.append((user_id, at, metric_id, session_id, metric["metric_type"], float(metric["value"])))
-        if at > latest_us or user_id == NIL_BYTES:
-            all_valid = False
-    if all_valid:
-        return rows, {}
-    until = datetime.fromtimestamp(latest, UTC)
-    range_of_time = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
-    return rows, {
-        position: faults
-        for position, row in zip(positions, rows, strict=True)
-        if (faults := _row_faults(row, range_of_time, latest_us))
-    }
+        if user_id == NIL_BYTES or at > latest:
+            faults[position] = _late_faults(user_id, at, latest, str(UUID(bytes=metric_id)))
+        else:
+            rows.append((user_id, at, metric_id, session_id, metric["metric_type"], float(metric["value"])))
+    return rows, faults
 
 
-def _row_faults(row: MetricRow, range_of_time: str, latest_us: int) -> list[Fault]:
-    """The faults that pydantic's schema cannot express. `range_of_time` is the detail of a time beyond `latest_us`."""
-    user_id, at, metric_id_bytes, _, _, _ = row
-    metric_id = str(UUID(bytes=metric_id_bytes))
+def _late_faults(user_id: bytes, at: int, latest: int, metric_id: str) -> list[Fault]:
+    """The faults that pydantic's schema cannot express; `at` and `latest` in microseconds since 2000."""
     faults = []
     if user_id == NIL_BYTES:
         faults.append(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", metric_id))
-    if at > latest_us:
-        faults.append(Fault("timestamp_out_of_range", range_of_time, "timestamp", metric_id))
+    if at > latest:
+        until = EARLIEST + timedelta(microseconds=latest)
+        detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
+        faults.append(Fault("timestamp_out_of_range", detail, "timestamp", metric_id))
     return faults
-
-
-def _microseconds(instants: list[datetime]) -> list[int]:
-    """Convert to microseconds since 2000 UTC; by pydantic, because Python's arithmetic takes three times as long."""
-    seconds = from_json(to_json(instants, temporal_mode="seconds"))
-    return [round(second * 1e6) - EPOCH_US for second in seconds]
 
 
 @lru_cache(maxsize=65_536)
 def implicit_session(user_id: bytes, day: int) -> bytes:
-    """Compute the session of metrics that name none: UUIDv3 of the date in the user's namespace, so it needs no lookup.
-
-    `day` counts from 2000-01-01, in UTC.
-    """
+    """The session of metrics that name none, found without a lookup: UUIDv3 of user and UTC day (0 is 2000-01-01)."""
     return uuid3(UUID(bytes=user_id), (EARLIEST.date() + timedelta(days=day)).isoformat()).bytes
 
 

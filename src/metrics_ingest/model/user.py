@@ -32,9 +32,9 @@ FIELDS = User.__required_keys__ | User.__optional_keys__
 
 
 def parse(body: bytes, key: str | None) -> dict[str, Any]:
-    """Read one user as {"user_id", "name", "email"}; `key` is the Idempotency-Key, from which a new user_id is derived.
+    """Read one user as {"user_id", "name", "email"}. Raise RequestRefused with all faults.
 
-    Raise RequestRefused with all faults.
+    `key` is the Idempotency-Key, from which a new user_id is derived.
     """
     user = validate_json(USER, FIELDS, body)
     if user.get("user_id") == NIL:

@@ -117,19 +117,15 @@ def _faults(by_field: dict[str, ErrorDetails], item: dict[str, Any], fields: fro
     if "metric_id" in fields and "metric_id" in item and "metric_id" not in by_field:
         metric_id = str(UUID(item["metric_id"]))
     for name, error in by_field.items():
-        yield _fault(error, name, item.get(name), metric_id)
+        match error["type"]:
+            case "missing":
+                code, detail = "missing_field", f"{name} is missing"
+            case "greater_than_equal":
+                code, detail = "timestamp_out_of_range", f"{name} must not be before {error['ctx']['ge']:.10}"
+            case "less_than":
+                code, detail = "timestamp_out_of_range", f"{name} must be before {error['ctx']['lt']:.10}"
+            case _:
+                code, expected = EXPECTED[name]
+                detail = f"{name} must be {expected}, got {excerpt(item.get(name))}"
+        yield Fault(code, detail, name, metric_id)
     yield from unknown_fields(item, fields, metric_id)
-
-
-def _fault(error: ErrorDetails, name: str, value: object, metric_id: str | None) -> Fault:
-    match error["type"]:
-        case "missing":
-            return Fault("missing_field", f"{name} is missing", name, metric_id)
-        case "greater_than_equal":
-            detail = f"{name} must not be before {error['ctx']['ge']:.10}"
-            return Fault("timestamp_out_of_range", detail, name, metric_id)
-        case "less_than":
-            detail = f"{name} must be before {error['ctx']['lt']:.10}"
-            return Fault("timestamp_out_of_range", detail, name, metric_id)
-    code, expected = EXPECTED[name]
-    return Fault(code, f"{name} must be {expected}, got {excerpt(value)}", name, metric_id)

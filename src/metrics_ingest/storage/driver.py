@@ -15,34 +15,41 @@ from metrics_ingest.storage import pgwire
 
 # SQLSTATE classes and codes (PostgreSQL manual, appendix A) of errors after which a retry may succeed.
 UNAVAILABLE = (
-    "08",  # connection exception
-    "23503",  # the user or session was erased at this moment: the next attempt reports it
+    "08", "53", "57", "58",  # connection; out of disk, memory or connections; cancelled or shutting down; I/O error
+    "28", "42501",  # the login or the call was refused: once the operator has corrected it, a retry works
+    "3D000", "3F000", "42P01", "42883",  # no such database yet; not migrated yet
     "25006",  # read-only: a replica, or a server in failover
-    "28",  # the login was refused: once the operator has corrected it, a retry works
-    "3D000",  # no such database yet
-    "3F000", "42P01", "42883",  # not migrated yet
-    "42501",  # not allowed to call the function (yet)
-    "53",  # out of disk, memory or connections
-    "55P03",  # lock not available
-    "57",  # cancelled, shutting down, starting up
-    "58",  # system error outside PostgreSQL
+    "23503",  # the user or session was erased at this moment: the next attempt reports it
+    "40", "55P03",  # deadlock or serialization failure; lock not available
     "0A000",  # a cached plan whose result type a migration changed
-    "40",  # deadlock or serialization failure
 )  # fmt: skip
 LOST = ("08", "57P")  # of those, the ones after which the connection is unusable, whatever their severity
+SESSION: dict[str, Any] = {"application_name": "metrics-ingest", "startup_params": {"client_encoding": "UTF8"}}
 RECEIVE_BYTES = 65_536
+# What values mean and how they are written must not depend on the settings of the database or the role. Connections of
+# commands and of migrations send this first. Those of the writer do not, because poolers forget SET in transaction mode
+# and refuse most of these as startup parameters: the functions of migrations/functions/ set what they need themselves.
+PIN_SESSION = """
+    SET search_path = public;
+    SET timezone = 'UTC';
+    SET datestyle = 'ISO, YMD';
+    SET intervalstyle = 'postgres';
+    SET extra_float_digits = 1;
+    SET bytea_output = 'hex';
+    SET standard_conforming_strings = on
+"""
 
 
 class DatabaseSocket:
     """The socket of a connection that pg8000 has opened and logged in.
 
-    Only this class and `_Connection` use private attributes of pg8000. Therefore pyproject.toml bounds pg8000's
-    version, and tests/storage/test_driver.py checks what is used.
+    Only this class and `_Connection` use pg8000's private attributes: pyproject.toml bounds its version, and
+    test_driver.py checks them.
     """
 
     def __init__(self, connection: pg8000.native.Connection) -> None:
         self.socket = connection._usock
-        self._file = connection._sock  # pg8000's buffered file of the same socket
+        self._file = connection._sock  # pg8000's buffered file of the same socket, which may have read ahead
 
     def close(self) -> None:
         """Close the socket now. Its file must be closed too, else it stays open until the file is collected."""
@@ -51,10 +58,7 @@ class DatabaseSocket:
             self._file.close()
 
     def exchange(self, statements: list[pgwire.Statement], status: bytes) -> list[Any]:
-        """Run statements on a blocking connection, and return their values. Raise pg8000's errors and OSError.
-
-        It goes through pg8000's file, because that may have read ahead.
-        """
+        """Run statements on a blocking connection; return their values. Raise pg8000's errors and OSError."""
         answer = pgwire.Answer(statements, status)
         self._file.write(pgwire.request(statements))
         self._file.flush()
@@ -69,7 +73,7 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
     if database.cloud_sql_instance:
         from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
 
-        return cloudsql.connect(database.cloud_sql_instance, database, timeout_s)
+        return cloudsql.connect(database.cloud_sql_instance, database, timeout=timeout_s or 30, **SESSION)
     arguments = connection_arguments(database, timeout_s)
     opened = _open_socket(database, arguments.pop("unix_sock"), timeout_s)
     try:
@@ -113,18 +117,17 @@ def _open_socket(database: Database, unix_socket: str | None, timeout_s: float |
 def _server_error(error: BaseException) -> BaseException:
     """Return what the server said when it refused a connection, else `error`.
 
-    A server that refuses a connection closes it, so that pg8000's attempt to close it, too, raises InterfaceError. Its
-    context is the server's DatabaseError. The frames of both are cleared, because they refer to the socket and, by a
-    reference cycle of pg8000's, to the error: the socket would stay open until the garbage collector runs.
+    The server closes a refused connection, so that pg8000's own attempt raises InterfaceError in the context of the
+    server's DatabaseError. The frames of both refer to the socket and, by a cycle of pg8000's, to the error: they are
+    cleared, or the socket would stay open until the garbage collector runs.
     """
-    found = error
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         if isinstance(error, InterfaceError) and isinstance(link, DatabaseError):
-            found = link
+            error = link
         link = link.__context__
-    return found
+    return error
 
 
 def connection_arguments(database: Database, timeout_s: float | None) -> dict[str, Any]:
@@ -139,8 +142,7 @@ def connection_arguments(database: Database, timeout_s: float | None) -> dict[st
         "unix_sock": unix_socket,
         "ssl_context": False if unix_socket else ssl_context(database),
         "timeout": timeout_s,
-        "application_name": "metrics-ingest",
-        "startup_params": {"client_encoding": "UTF8"},
+        **SESSION,
     }
 
 
@@ -160,10 +162,7 @@ def ssl_context(database: Database) -> ssl.SSLContext | bool | None:
 
 
 def translate(error: Exception, *, may_be_committed: bool = False) -> StoreUnavailable | StatementRefused:
-    """The error that requests get for a driver's error: ConnectionLost, StoreUnavailable or StatementRefused.
-
-    `may_be_committed` says whether the transaction may be committed if the connection is lost.
-    """
+    """The error that requests get for a driver's error; ConnectionLost only if the transaction `may_be_committed`."""
     state = sqlstate(error)
     if not state or pgwire.is_fatal(error) or state.startswith(LOST):
         return (ConnectionLost if may_be_committed else StoreUnavailable)(reason_of(error))
@@ -180,10 +179,7 @@ def sqlstate(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What happened, for logs and operators: the server's primary message and SQLSTATE, or the cause of another error.
-
-    Not for errors about data, because their messages may quote values.
-    """
+    """What happened, for logs and operators. Not for errors about data, because their messages may quote values."""
     while error.__cause__ is not None and not isinstance(error, TimeoutError):
         error = error.__cause__
     if isinstance(error, TimeoutError):

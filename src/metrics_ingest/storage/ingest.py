@@ -1,6 +1,6 @@
 """Stores a batch of metrics, and accounts for every one of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -15,16 +15,13 @@ from metrics_ingest.storage.writer import writer
 
 @dataclass(slots=True)
 class Report:
-    """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one.
-
-    `rows` are the valid metrics, `faults` those of the others by position in the request, without `unlisted` ones.
-    """
+    """What became of a batch: received = stored + duplicates + len(faults), except for a refused strict one."""
 
     received: int
-    rows: list[MetricRow]
+    rows: list[MetricRow]  # the valid metrics
     stored: int
     duplicates: int
-    faults: dict[int, list[Fault]] = field(default_factory=dict)
+    faults: dict[int, list[Fault]]  # those of the others by position in the request, empty for the unlisted ones
     unlisted: int = 0
 
     @property
@@ -46,20 +43,14 @@ class Report:
 
 
 async def store(batch: Batch, *, strict: bool = False) -> Report:
-    """Store the valid metrics of a batch, or if `strict` everything or nothing, and account for all of them.
-
-    Raise what Writer.write raises.
-    """
+    """Store the valid metrics of a batch, or if `strict` all or nothing. Raise what Writer.write raises."""
     commit = Commit.VALID_ITEMS
     if strict:  # with faults known already, the database is still asked for those that only it can find
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
     outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
-    duplicates = 0
+    rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
     faults, unlisted = batch.faults, batch.unlisted
-    for outcome in outcomes:
-        if outcome.kind == "duplicate":
-            duplicates += 1
-            continue
+    for outcome in rejected:
         position = batch.positions[outcome.position]
         is_first = position not in faults
         found = faults.setdefault(position, [])
@@ -69,7 +60,9 @@ async def store(batch: Batch, *, strict: bool = False) -> Report:
             unlisted += 1
     if strict and faults:
         return Report(batch.received, batch.rows, 0, 0, faults, unlisted)
-    return Report(batch.received, batch.rows, batch.received - duplicates - len(faults), duplicates, faults, unlisted)
+    duplicates = len(outcomes) - len(rejected)
+    stored = batch.received - duplicates - len(faults)
+    return Report(batch.received, batch.rows, stored, duplicates, faults, unlisted)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:

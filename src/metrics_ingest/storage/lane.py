@@ -7,28 +7,53 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from socket import socket
 from typing import Any
 
 from pg8000.exceptions import Error, InterfaceError
 
 from metrics_ingest.errors import StatementRefused, StoreUnavailable
+from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.settings import Database
 from metrics_ingest.storage import operations, pgwire
 from metrics_ingest.storage.driver import RECEIVE_BYTES, DatabaseSocket, connect, reason_of, translate
 from metrics_ingest.storage.operations import BEGIN, COMMIT, ROLLBACK, Commit, Operation, Outcome
 from metrics_ingest.storage.pgwire import IDLE, IN_TRANSACTION, Statement
-from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_IDLE_S = 60.0  # firewalls and NATs drop idle connections without notice, some after four minutes
 CONNECT_TIMEOUT_S = 5.0  # shorter than a request's time, so that a lost first packet leaves time for a second attempt
+MAX_SESSIONS = 50_000  # about six megabytes
 NOTHING = memoryview(b"")
+
+
+class SeenSessions:
+    """A bounded set of sessions that this process has seen stored: a hint which ones the database need not insert.
+
+    The database creates a session that is missing all the same (erased since, say), and looks for one not hinted at.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def unseen(self, rows: Sequence[MetricRow]) -> list[bool]:
+        """For each metric whether its session may be new; empty if all have been seen."""
+        seen = self._seen
+        marks = [user_id + session_id not in seen for user_id, _, _, session_id, _, _ in rows]
+        return marks if True in marks else []
+
+    def remember(self, rows: Sequence[MetricRow]) -> None:
+        """Add the sessions of metrics that are stored."""
+        if len(self._seen) > MAX_SESSIONS:
+            self._seen.clear()
+        self._seen.update([user_id + session_id for user_id, _, _, session_id, _, _ in rows])
 
 
 class Lane:
     """One connection: opened when first needed, dropped when it fails, one call at a time.
 
-    pg8000 opens it in a thread; afterwards the event loop sends and receives. A thread for each connection would
-    compete with the loop for the interpreter lock, which costs more than the transaction (docs/benchmarks.md).
+    The event loop sends and receives, because a thread for each connection would compete with it for the interpreter
+    lock, which costs more than the transaction (docs/benchmarks.md).
     """
 
     def __init__(self, database: Database, seen: SeenSessions) -> None:
@@ -42,30 +67,26 @@ class Lane:
         self._answer: pgwire.Answer | None = None
         self._answered: asyncio.Future[None] | None = None
         self._unsent = NOTHING
-        self._waits_to_send = False
 
-    async def execute(
-        self, operation: Operation, items: Sequence[Any], commit: Commit, deadline: float
-    ) -> list[Outcome]:
-        """Do `operation` with the items in one transaction; return the outcomes of those that were not simply stored.
+    async def execute(self, operation: Operation, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
+        """Do `operation` in one transaction, and return its outcomes. `until` is a deadline in the loop's time.
 
-        `deadline` is in the event loop's time. Raise StoreUnavailable (ConnectionLost if the transaction may be
-        committed) or StatementRefused.
+        Raise StoreUnavailable (ConnectionLost if the transaction may be committed) or StatementRefused.
         """
         unseen = self._seen.unseen(items) if operation is Operation.STORE_METRICS else ()
         statement = operations.statement(operation, items, unseen)
         may_be_committed = False
         try:
-            await self._connect(deadline)
+            await self._connect(until)
             if commit is Commit.VALID_ITEMS:
                 may_be_committed = True
-                outcomes = operations.outcomes(await self._exchange([statement], IDLE, deadline), items)
+                outcomes = operations.outcomes(await self._exchange([statement], IDLE, until), items)
             else:
-                values = await self._exchange([BEGIN, statement], IN_TRANSACTION, deadline)
+                values = await self._exchange([BEGIN, statement], IN_TRANSACTION, until)
                 outcomes = operations.outcomes(values, items)
                 all_valid = all(outcome.kind == "duplicate" for outcome in outcomes)
                 may_be_committed = all_valid and commit is Commit.ALL_OR_NOTHING
-                await self._exchange([COMMIT if may_be_committed else ROLLBACK], IDLE, deadline)
+                await self._exchange([COMMIT if may_be_committed else ROLLBACK], IDLE, until)
         except (Error, OSError) as error:
             translated = translate(error, may_be_committed=may_be_committed)
             if not (isinstance(translated, StatementRefused) and commit is Commit.VALID_ITEMS):
@@ -80,12 +101,11 @@ class Lane:
 
     def close(self) -> None:
         """Drop the connection, if there is one, without waiting for anything."""
-        connection, self._socket = self._socket, None
-        if connection is not None:
-            self._loop.remove_reader(connection.socket)
-            self._loop.remove_writer(connection.socket)
-            self._waits_to_send = False
-            connection.close()
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.socket)
+            self._loop.remove_writer(self._socket.socket)
+            self._socket.close()
+            self._socket = None
 
     async def _connect(self, deadline: float) -> None:
         """Make sure that there is a connection. Raise StoreUnavailable."""
@@ -96,7 +116,7 @@ class Lane:
                 self._socket = await _open(self._database, deadline - now)
             except Exception as error:
                 raise StoreUnavailable(reason_of(error)) from error
-            self._loop.add_reader(self._socket.socket, self._receive)
+            self._loop.add_reader(self._socket.socket, self._receive, self._socket.socket)
         self._last_used = now
 
     async def _exchange(self, statements: list[Statement], status: bytes, deadline: float) -> list[Any]:
@@ -107,7 +127,7 @@ class Lane:
         self._answered = self._loop.create_future()
         self._unsent = memoryview(pgwire.request(statements))
         timer = self._loop.call_at(deadline, self._fail, TimeoutError())
-        self._send()
+        self._send(self._socket.socket)
         try:
             await self._answered
         finally:
@@ -115,33 +135,29 @@ class Lane:
             self._answer = self._answered = None
         return answer.values()
 
-    def _send(self) -> None:
+    def _send(self, target: socket) -> None:
         """Send what the socket takes, and let the loop call again when it takes more."""
-        assert self._socket is not None
         try:
-            self._unsent = self._unsent[self._socket.socket.send(self._unsent) :] or NOTHING
+            self._unsent = self._unsent[target.send(self._unsent) :] or NOTHING
         except (BlockingIOError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
             self._fail(error)
             return
-        if bool(self._unsent) != self._waits_to_send:
-            self._waits_to_send = not self._waits_to_send
-            if self._waits_to_send:
-                self._loop.add_writer(self._socket.socket, self._send)
-            else:
-                self._loop.remove_writer(self._socket.socket)
+        if self._unsent:
+            self._loop.add_writer(target, self._send, target)
+        else:
+            self._loop.remove_writer(target)
 
-    def _receive(self) -> None:
+    def _receive(self, source: socket) -> None:
         """Read until the answer is complete or the socket would block.
 
         Reading once is not enough, because uvloop never calls again when data and a reset arrive together, and because
         the loop does not see what TLS has buffered. An idle connection is closed, since what arrives is mostly its end.
         """
-        assert self._socket is not None
         try:
             while True:
-                received = self._socket.socket.recv(RECEIVE_BYTES)
+                received = source.recv(RECEIVE_BYTES)
                 if self._answer is None:
                     raise InterfaceError("the server sent something on an idle connection, or closed it")
                 if not received:
@@ -168,38 +184,30 @@ class Lane:
 
 
 async def _open(database: Database, timeout_s: float) -> DatabaseSocket:
-    """Open a connection in a thread of its own, because pg8000 blocks, and asyncio's threads would delay the exit.
-
-    Raise any error of `connect`, or TimeoutError.
-    """
-    loop = asyncio.get_running_loop()
-    opened: asyncio.Future[DatabaseSocket] = loop.create_future()
-
-    def settle(connection: DatabaseSocket | None, error: Exception | None) -> None:
-        if opened.done():  # nobody waits for it any more
-            if connection is not None:
-                connection.close()
-        elif connection is not None:
-            opened.set_result(connection)
-        else:
-            opened.set_exception(error or OSError())
+    """Open a connection. Raise any error of `connect`, or TimeoutError."""
+    opened: Future[DatabaseSocket] = Future()
+    opened.set_running_or_notify_cancel()  # so that it cannot be cancelled
 
     def work() -> None:
-        connection = failure = None
         try:
             connection = DatabaseSocket(connect(database, min(timeout_s, CONNECT_TIMEOUT_S)))
             connection.socket.setblocking(False)
+            opened.set_result(connection)
         except Exception as error:  # noqa: BLE001  # raised where it is awaited
-            failure = error
-        try:
-            loop.call_soon_threadsafe(settle, connection, failure)
-        except RuntimeError:  # the loop has ended meanwhile
-            if connection is not None:
-                connection.close()
+            opened.set_exception(error)
 
+    def discard(_: object) -> None:
+        if not opened.exception():
+            opened.result().close()
+
+    # In a thread of its own, because pg8000 blocks, and asyncio's threads would delay the exit.
     threading.Thread(target=work, name="connect", daemon=True).start()
-    async with asyncio.timeout(timeout_s):
-        return await opened
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(opened)
+    except BaseException:  # nobody waits for the connection any more
+        opened.add_done_callback(discard)
+        raise
 
 
 def execute_blocking(connection: Any, operation: Operation, items: Sequence[Any]) -> list[Outcome]:

@@ -1,6 +1,6 @@
 """What the database can be asked to do: the functions of migrations/functions/, and their results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from metrics_ingest.storage.pgwire import Statement
 
 
 class Operation(Enum):
-    """What to do with a list of items. The value is the name of the SQL function."""
+    """What to do with a list of items, and its SQL."""
 
-    STORE_METRICS = "store_metrics"  # items are model.metric.MetricRow
-    REGISTER_USERS = "register_users"  # items are {"user_id", "name", "email"}
-    KEEP_REJECTED = "keep_rejected"  # items as quarantine.py makes them
-    PING = ""  # no items, no function
+    STORE_METRICS = "SELECT public.store_metrics($1, $2, $3, $4, $5, $6, $7)"  # items are model.metric.MetricRow
+    REGISTER_USERS = "SELECT public.register_users($1)"  # items are {"user_id", "name", "email"}
+    KEEP_REJECTED = "SELECT public.keep_rejected($1)"  # items as quarantine.py makes them
+    PING = "SELECT NULL"  # no items
 
 
 class Commit(Enum):
@@ -28,45 +28,31 @@ class Commit(Enum):
     DRY_RUN = auto()  # none in any case: only the outcomes are wanted
 
 
-PING = pgwire.query("SELECT NULL")
 BEGIN, COMMIT, ROLLBACK = map(pgwire.command, ("BEGIN", "COMMIT", "ROLLBACK"))
-STORE_METRICS = f"SELECT {Operation.STORE_METRICS.value}($1, $2, $3, $4, $5, $6, $7)"
+# The encoders of the parameters of store_metrics: the columns of MetricRow, then SeenSessions.unseen.
+ENCODERS: tuple[Callable[[Any], bytes], ...] = (
+    pgwire.uuids, pgwire.timestamps, pgwire.uuids, pgwire.uuids, pgwire.texts, pgwire.floats, pgwire.booleans
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
-    """What became of the item at `position` (from 0). Items that were simply stored have none.
-
-    `kind` is "duplicate", an error code, or for users "registered"; `facts` is what the database says about it.
-    """
+    """What became of the item at `position` (from 0). Items that were simply stored have none."""
 
     position: int
-    kind: str
-    facts: dict[str, Any]
+    kind: str  # "duplicate", an error code, or for users "registered"
+    facts: dict[str, Any]  # what the database says about it
 
 
 def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]) -> Statement:
     """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen."""
-    if operation is Operation.PING:
-        return PING
     if operation is not Operation.STORE_METRICS:
-        return pgwire.query(f"SELECT {operation.value}($1)", [pgwire.json(to_json(items))])
-    user_ids, timestamps, metric_ids, session_ids, metric_types, values = zip(*items, strict=True)
-    return pgwire.query(STORE_METRICS, [
-        pgwire.uuids(user_ids),
-        pgwire.timestamps(timestamps),
-        pgwire.uuids(metric_ids),
-        pgwire.uuids(session_ids),
-        pgwire.texts(metric_types),
-        pgwire.floats(values),
-        pgwire.booleans(unseen),
-    ])  # fmt: skip
+        return pgwire.query(operation.value, [to_json(items)] if items else ())
+    columns = zip(ENCODERS, (*zip(*items, strict=True), unseen), strict=True)
+    return pgwire.query(operation.value, [encode(column) for encode, column in columns])
 
 
 def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:
-    """The outcomes of the items by position. The statement has returned NULL, or an array with positions from 1.
-
-    Raise InterfaceError for anything else.
-    """
+    """The outcomes by position, from NULL or an array with positions from 1. Raise InterfaceError for anything else."""
     (result,) = values
     if result is None:
         return []

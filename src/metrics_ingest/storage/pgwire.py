@@ -6,18 +6,11 @@ transaction pooler could lose, and no value becomes SQL (PostgreSQL manual: Fron
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from pg8000.exceptions import DatabaseError, InterfaceError
 from pydantic_core import from_json
-
-
-class Parameter(NamedTuple):
-    """A value in the binary format of the type that `oid` names (pg_type)."""
-
-    oid: int
-    value: bytes
 
 
 class Statement(NamedTuple):
@@ -27,12 +20,9 @@ class Statement(NamedTuple):
     answer: bytes
 
 
-# OIDs of types, and of their arrays (pg_type).
-JSON, TEXT, BOOL, UUID, TIMESTAMPTZ, FLOAT8 = 114, 25, 16, 2950, 1184, 701
-TEXTS, BOOLS, UUIDS, TIMESTAMPTZS, FLOAT8S = 1009, 1000, 2951, 1185, 1022
-
+TEXT, BOOL, UUID, TIMESTAMPTZ, FLOAT8 = 25, 16, 2950, 1184, 701  # OIDs of types (pg_type)
 BINARY = struct.pack("!hh", 1, 1)  # one format code, for all parameters
-AS_TEXT = struct.pack("!h", 0)  # no format codes: results are text
+NONE = struct.pack("!h", 0)  # no types of parameters: the called function's; no formats of results: text
 EXECUTE = b"E" + struct.pack("!i", 9) + b"\0" + struct.pack("!i", 0)  # the unnamed portal, all rows
 SYNC = b"S" + struct.pack("!i", 4)
 
@@ -46,24 +36,19 @@ MAX_MESSAGE_BYTES = 1 << 26  # far above any answer to a batch; a larger length 
 class Answer:
     """Decodes the server's answer to the statements of one exchange, in whatever pieces it arrives.
 
-    `status` is the expected transaction status: IDLE, IN_TRANSACTION, or both. An answer that is not one row for each
-    query, the completion of each statement and ReadyForQuery with that status raises InterfaceError: the connection is
-    unusable.
+    `status` is the expected transaction status: IDLE, IN_TRANSACTION, or both. An answer other than one row for each
+    query, each statement's completion and ReadyForQuery raises InterfaceError: the connection is unusable.
     """
 
     def __init__(self, statements: Sequence[Statement], status: bytes) -> None:
         self._expected = b"".join([statement.answer for statement in statements]) + READY
-        self._next = 0
         self._status = status
         self._rows: list[bytes | None] = []
         self.error: Exception | None = None  # what the server refused
         self.unread = bytearray()
 
     def feed(self, received: bytes) -> bool:
-        """Take bytes from the server; return whether the answer is complete.
-
-        Raise DatabaseError for a FATAL error, after which the server closes the connection.
-        """
+        """Take bytes from the server; return whether the answer is complete. Raise DatabaseError if it is FATAL."""
         unread = self.unread
         unread += received
         while len(unread) >= 5:
@@ -97,12 +82,12 @@ class Answer:
             self.error = DatabaseError({field[0]: field[1:] for field in fields if field})
             if is_fatal(self.error):
                 raise self.error
-            self._expected, self._next = READY, 0  # the server skips the other statements
+            self._expected = READY  # the server skips the other statements
             self._status = self._status.replace(IN_TRANSACTION, b"E")
             return
-        if code != self._expected[self._next : self._next + 1]:
+        if code != self._expected[:1]:
             raise InterfaceError(f"unexpected message {code!r} from the server")
-        self._next += 1
+        self._expected = self._expected[1:]
         if code == ROW:
             columns, length = struct.unpack_from("!hi", body) if len(body) >= 6 else (0, 0)
             if columns != 1 or len(body) != 6 + max(length, 0):
@@ -118,8 +103,8 @@ def is_fatal(error: Exception) -> bool:
     return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")  # V is never translated, and is sent since 9.6
 
 
-def query(sql: str, parameters: Sequence[Parameter] = ()) -> Statement:
-    """A statement that returns exactly one row."""
+def query(sql: str, parameters: Sequence[bytes] = ()) -> Statement:
+    """A statement that returns exactly one row. The parameters are in the binary formats of their types."""
     return Statement(_messages(sql, parameters), PARSED + BOUND + ROW + COMPLETED)
 
 
@@ -133,63 +118,40 @@ def request(statements: Sequence[Statement]) -> bytes:
     return b"".join([*(statement.messages for statement in statements), SYNC])
 
 
-def _messages(sql: str, parameters: Sequence[Parameter]) -> bytes:
+def _messages(sql: str, parameters: Sequence[bytes]) -> bytes:
     """Parse, Bind and Execute."""
-    count = struct.pack("!h", len(parameters))
-    oids = struct.pack(f"!{len(parameters)}i", *(parameter.oid for parameter in parameters))
-    values = b"".join([struct.pack("!i", len(value)) + value for _, value in parameters])
-    parse = b"\0" + sql.encode() + b"\0" + count + oids
-    bind = b"".join((b"\0\0", BINARY, count, values, AS_TEXT))
+    parse = b"\0" + sql.encode() + b"\0" + NONE
+    values = [part for value in parameters for part in (struct.pack("!i", len(value)), value)]
+    bind = b"".join((b"\0\0", BINARY, struct.pack("!h", len(parameters)), *values, NONE))
     lengths = struct.pack("!i", len(parse) + 4), struct.pack("!i", len(bind) + 4)
     return b"".join((b"P", lengths[0], parse, b"B", lengths[1], bind, EXECUTE))
 
 
-def json(text: bytes) -> Parameter:
-    """A JSON document, whose binary format is its text."""
-    return Parameter(JSON, text)
-
-
-def uuids(values: Sequence[bytes]) -> Parameter:
+def uuids(values: Sequence[bytes]) -> bytes:
     """An array of UUIDs of 16 bytes each."""
-    return Parameter(UUIDS, _array_header(UUID, len(values)) + _with_lengths(b"\0\0\0\x10", values))
+    return _array_header(UUID, len(values)) + b"\0\0\0\x10".join((b"", *values))
 
 
-def timestamps(values: Sequence[int]) -> Parameter:
-    """An array of timestamptz, in microseconds since 2000-01-01 UTC."""
-    return Parameter(TIMESTAMPTZS, _array_header(TIMESTAMPTZ, len(values)) + _numbers("q", values))
-
-
-def floats(values: Sequence[float]) -> Parameter:
-    """An array of float8."""
-    return Parameter(FLOAT8S, _array_header(FLOAT8, len(values)) + _numbers("d", values))
-
-
-def booleans(values: Sequence[bool]) -> Parameter:
-    """An array of booleans."""
-    elements = [b"\0\1"[value : value + 1] for value in values]
-    return Parameter(BOOLS, _array_header(BOOL, len(values)) + _with_lengths(b"\0\0\0\1", elements))
-
-
-def texts(values: Sequence[str]) -> Parameter:
+def texts(values: Sequence[str]) -> bytes:
     """An array of text. The encoding of each is cached, because the same few metric types come again and again."""
-    return Parameter(TEXTS, _array_header(TEXT, len(values)) + b"".join(map(_text_with_length, values)))
+    return _array_header(TEXT, len(values)) + b"".join(map(_text_with_length, values))
 
 
 def _array_header(oid: int, count: int) -> bytes:
     """The header of an array of one dimension, counted from 1, without NULLs. Each element follows after its length."""
-    return struct.pack("!5i", 1, 0, oid, count, 1) if count else struct.pack("!3i", 0, 0, oid)
+    return struct.pack("!5i", 1, 0, oid, count, 1)
 
 
-def _with_lengths(length: bytes, elements: Sequence[bytes]) -> bytes:
-    """Elements of one length, each after that length."""
-    return length + length.join(elements) if elements else b""
-
-
-def _numbers(code: str, values: Sequence[float]) -> bytes:
-    """Numbers of eight bytes, each after its length; `code` as in the module struct."""
-    pairs: list[float] = [8] * (2 * len(values))
+def _numbers(oid: int, code: str, values: Sequence[float]) -> bytes:
+    """An array of numbers, each after its length in bytes; `code` as in the module struct."""
+    pairs: list[float] = [struct.calcsize(f"!{code}")] * (2 * len(values))
     pairs[1::2] = values
-    return struct.pack("!" + f"i{code}" * len(values), *pairs)
+    return _array_header(oid, len(values)) + struct.pack("!" + f"i{code}" * len(values), *pairs)
+
+
+timestamps = partial(_numbers, TIMESTAMPTZ, "q")  # in microseconds since 2000-01-01 UTC
+floats = partial(_numbers, FLOAT8, "d")
+booleans = partial(_numbers, BOOL, "?")
 
 
 @lru_cache(maxsize=1024)

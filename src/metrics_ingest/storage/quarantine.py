@@ -8,15 +8,19 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
-from metrics_ingest.errors import Fault, IngestError
+from metrics_ingest.errors import Fault, IngestError, RequestRefused
+from metrics_ingest.model import metric
+from metrics_ingest.model.batch import filled_lines
 from metrics_ingest.settings import settings
+from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
 from metrics_ingest.storage.writer import writer
 
@@ -26,10 +30,35 @@ DETAIL_CHARACTERS = 500
 PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
 BYTES_PER_DAY = 67_108_864  # of one process: 6 GB in the three months for which they are kept
 TIMEOUT_S = 0.25
+REPLAY_BATCH = 1_000
+REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
+
+NEXT = """
+    SELECT received_at, rejected_id, metric_id, payload, payload_bytes FROM rejected_metrics
+    {where} AND (received_at, rejected_id) > (CAST(:at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY received_at, rejected_id LIMIT {limit} FOR UPDATE SKIP LOCKED
+"""
+DELETE = """
+    DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
+    WHERE received_at = done.at AND rejected_id = done.id
+"""
 
 logger = logging.getLogger(__name__)
 
-Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request; None is the whole body
+Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request, or of the whole body by None
+
+
+class Kept(NamedTuple):
+    """A rejected metric as it was kept."""
+
+    received_at: datetime | str
+    rejected_id: UUID
+    metric_id: UUID | None = None  # the identity in the reply to the sender
+    payload: bytes = b""
+    payload_bytes: int = 0  # of what was sent; larger than `payload` when only its beginning was kept
+
+
+FIRST = Kept("-infinity", UUID(int=0))  # what precedes all others
 
 
 class Allowance:
@@ -64,30 +93,26 @@ class Allowance:
         return True
 
 
-@cache
-def allowance() -> Allowance:
-    """This process's allowance."""
-    return Allowance()
+ALLOWANCE = Allowance()  # this process's
 
 
 async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
-    """Keep the rejected metrics of a request, as many as the allowance permits. Raise nothing."""
+    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing."""
     described = [position for position in faults if faults[position]]  # all but the unlisted ones
-    if not settings().keep_rejected or not (granted := allowance().take(len(described))):
+    if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(described))):
         return
-    positions = sorted(described, key=lambda position: -1 if position is None else position)[:granted]
+    positions = sorted(described)[:granted]
     try:
-        rows = [
-            _row(route, key_name, payload, faults[position])
-            for position, payload in zip(positions, _payloads(body, ndjson, positions), strict=True)
-        ]
-        if not allowance().spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
+        payloads = [body] if None in faults else _payloads(body, ndjson, positions)
+        sent = zip(positions, payloads, strict=True)
+        rows = [_row(route, key_name, payload, faults[position]) for position, payload in sent]
+        if not ALLOWANCE.spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
             return
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:
         reason = getattr(error, "reason", type(error).__name__)
-        logger.warning("%d rejected metrics are not kept: %s", len(positions), reason)
+        logger.warning("%s rejected metrics are not kept: %s", len(positions), reason)
 
 
 def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
@@ -97,30 +122,62 @@ def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Faul
         "key_name": key_name,
         "codes": list(dict.fromkeys(fault.code for fault in faults)),
         "detail": faults[0].detail[:DETAIL_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id and _is_uuid(fault.metric_id)), None),
+        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id), None),
         "payload": base64.b64encode(payload[:PAYLOAD_BYTES]).decode(),
         "payload_bytes": len(payload),
     }
 
 
-def _payloads(body: bytes, ndjson: bool, positions: Sequence[int | None]) -> Iterator[bytes]:
+def _payloads(body: bytes, ndjson: bool, positions: Sequence[int]) -> list[bytes]:
     """What was sent at each position: the bytes of a line, or an item of a JSON document serialized again."""
-    items: Any = None
-    for position in positions:
-        if position is None:
-            yield body
-        elif ndjson:
-            items = items or [line for line in map(bytes.strip, body.split(b"\n")) if line]
-            yield items[position]
+    if ndjson:
+        lines = list(filled_lines(body))
+        return [lines[position] for position in positions]
+    document = from_json(body)
+    items = document["metrics"] if isinstance(document, dict) else document
+    return [to_json(items[position], inf_nan_mode="constants") for position in positions]
+
+
+def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) -> Kept | None:
+    """Store what is valid now among the next REPLAY_BATCH kept metrics after `last` that meet the WHERE clause.
+
+    Remove those that are stored now, or were before. Add to `counts` how many were `stored`, how many `duplicates`, and
+    of the others how many by error code. Return the last metric that was read, None when there was none. Work in the
+    transaction of a blocking connection, which locks the rows: a second replay skips them. Raise pg8000's errors.
+    """
+    sql = NEXT.format(where=where, limit=REPLAY_BATCH)
+    kept = [Kept(*values) for values in connection.run(sql, at=last.received_at, id=last.rejected_id)]
+    metrics: list[metric.MetricRow] = []
+    done: dict[int, Kept] = {}  # by the position of their metric
+    for each in kept:
+        try:
+            row = _read(each)
+        except RequestRefused as refused:
+            counts[refused.code] += 1
         else:
-            if items is None:
-                items = from_json(body)
-                items = items["metrics"] if isinstance(items, dict) else items
-            yield to_json(items[position], inf_nan_mode="constants")
+            done[len(metrics)] = each
+            metrics.append(row)
+    if metrics:
+        for outcome in execute_blocking(connection, Operation.STORE_METRICS, metrics):
+            if outcome.kind == "duplicate":
+                counts["duplicates"] += 1
+                counts["stored"] -= 1
+            elif done.pop(outcome.position, None):
+                counts[outcome.kind] += 1
+        counts["stored"] += len(done)
+        times, ids = [each.received_at for each in done.values()], [each.rejected_id for each in done.values()]
+        connection.run(DELETE, at=times, ids=ids)
+    return kept[-1] if kept else None
 
 
-def _is_uuid(text: str) -> bool:
-    try:
-        return bool(UUID(text))
-    except ValueError:
-        return False
+def _read(kept: Kept) -> metric.MetricRow:
+    """Return a kept row's metric, ready to be stored. Raise RequestRefused with its faults."""
+    if kept.payload_bytes > len(kept.payload):
+        raise RequestRefused(Fault("payload_too_large", "only the beginning of the payload was kept"))
+    item = metric.read(kept.payload)
+    if kept.metric_id:  # the identity in the reply to the sender, who may send the metric again with it
+        item.setdefault("metric_id", kept.metric_id)
+    rows, faults = metric.complete([item], (0,), str(kept.rejected_id), REPLAY_SKEW_S)
+    if faults:
+        raise RequestRefused(*faults[0])
+    return rows[0]

@@ -12,16 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
 from metrics_ingest.logs import Tally
 from metrics_ingest.settings import settings
 from metrics_ingest.shutdown import shutdown_deadline
-from metrics_ingest.storage.lane import Lane
+from metrics_ingest.storage.lane import Lane, SeenSessions
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
-from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_ITEMS_PER_FLUSH = 10_000  # when several requests are merged; a single one may hold more
 BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last one repeats, so recovery is noticed within half a second
@@ -45,12 +44,11 @@ class PendingWrite:
 
     def finish(self, result: list[Outcome] | Exception) -> None:
         """Hand the result to the request, unless it has one or does not wait any more."""
-        if self.result.done():
-            return
-        if isinstance(result, Exception):
-            self.result.set_exception(result)
-        else:
-            self.result.set_result(result)
+        if not self.result.done():
+            if isinstance(result, Exception):
+                self.result.set_exception(result)
+            else:
+                self.result.set_result(result)
 
 
 class Writer:
@@ -64,9 +62,7 @@ class Writer:
         self._timeout_s = timeout_s
         self._waiting: deque[PendingWrite] = deque()
         self._waiting_items = 0
-        self._in_flight: set[PendingWrite] = set()
-        self._flushes: set[asyncio.Task[None]] = set()
-        self._flush_planned = False
+        self._flushes: dict[asyncio.Task[None], list[PendingWrite]] = {}
         self._expiry_planned = False
         self._last_answer = -math.inf  # of the database, in the loop's time
         self._ping: asyncio.Task[None] | None = None
@@ -76,28 +72,22 @@ class Writer:
         self._rejected = Tally(logger, "requests rejected: overloaded")
 
     async def write(
-        self,
-        operation: Operation,
-        items: Sequence[Any],
-        commit: Commit = Commit.VALID_ITEMS,
-        timeout_s: float | None = None,
+        self, operation: Operation, items: Sequence[Any], commit: Commit = Commit.VALID_ITEMS, timeout_s: float = 0
     ) -> list[Outcome]:
         """Do the operation with the items and commit; return the outcomes of those not simply stored, by position.
 
-        Raise Overloaded at once, StoreUnavailable after `timeout_s` (default: WRITE_TIMEOUT_S) at the latest,
-        StatementRefused for a defect.
+        Raise Overloaded, StoreUnavailable after at most `timeout_s` (0: WRITE_TIMEOUT_S), or StatementRefused.
         """
         if self._waiting and self._waiting_items + len(items) > self._queue_limit:
             self._rejected.add(waiting=self._waiting_items)
             raise Overloaded
+        if not self._waiting and self._idle_lanes:
+            # At the end of this turn of the loop, so that everything that arrives in the same turn goes together.
+            self._loop.call_soon(self._start_flushes)
         result: asyncio.Future[list[Outcome]] = self._loop.create_future()
         deadline = self._loop.time() + (timeout_s or self._timeout_s)
         self._waiting.append(PendingWrite(operation, items, commit, deadline, result))
         self._waiting_items += len(items)
-        if not self._flush_planned and self._idle_lanes:
-            # At the end of this turn of the loop, so that everything that arrived in the same turn goes together.
-            self._flush_planned = True
-            self._loop.call_soon(self._start_flushes)
         if not self._expiry_planned:
             self._expiry_planned = True
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
@@ -145,12 +135,11 @@ class Writer:
             await asyncio.sleep(PING_PAUSE_S)
 
     def _start_flushes(self) -> None:
-        """Give what waits to the idle lanes."""
-        self._flush_planned = False
+        """Give what waits to the idle lanes. Afterwards nothing waits, or no lane is idle."""
         while self._idle_lanes and (group := self._next_group()):
             flush = self._loop.create_task(self._flush(self._idle_lanes.pop(), group))
-            self._flushes.add(flush)
-            flush.add_done_callback(self._flushes.discard)
+            self._flushes[flush] = group
+            flush.add_done_callback(self._flushes.pop)
 
     def _next_group(self) -> list[PendingWrite]:
         """Take the writes at the head of the queue that can share a transaction."""
@@ -158,23 +147,20 @@ class Writer:
         size = 0
         while self._waiting:
             write = self._waiting[0]
-            alone = write.commit is not Commit.VALID_ITEMS
-            full = size + len(write.items) > MAX_ITEMS_PER_FLUSH
-            if group and (alone or full or write.operation is not group[0].operation):
-                break
+            if group:
+                first = group[0]
+                alike = write.operation is first.operation and write.commit is first.commit is Commit.VALID_ITEMS
+                if not alike or size + len(write.items) > MAX_ITEMS_PER_FLUSH:
+                    break
             self._waiting.popleft()
             self._waiting_items -= len(write.items)
-            if write.result.done():  # expired or cancelled
-                continue
-            group.append(write)
-            size += len(write.items)
-            if alone:
-                break
+            if not write.result.done():  # else it is expired or cancelled
+                group.append(write)
+                size += len(write.items)
         return group
 
     async def _flush(self, lane: Lane, group: list[PendingWrite]) -> None:
         """Commit a group, then let the lane take the next one."""
-        self._in_flight.update(group)
         try:
             await self._commit(lane, group)
         except BaseException:  # whatever it is, no request may be left waiting
@@ -182,7 +168,6 @@ class Writer:
                 write.finish(StoreUnavailable("cancelled"))
             raise
         finally:
-            self._in_flight.difference_update(group)
             self._idle_lanes.append(lane)
             self._start_flushes()
 
@@ -202,10 +187,9 @@ class Writer:
             except Exception as error:  # noqa: BLE001  # a refusal or a defect is the answer to the one request at fault
                 if first is last:
                     first.finish(error)
-                    return
-                # One request's data must not fail another's. Halving finds one of a thousand with twenty statements.
-                await self._commit(lane, group[: len(group) // 2])
-                await self._commit(lane, group[len(group) // 2 :])
+                else:  # halving finds one request at fault of a thousand with twenty statements; the others succeed
+                    await self._commit(lane, group[: len(group) // 2])
+                    await self._commit(lane, group[len(group) // 2 :])
                 return
             else:
                 self._last_answer = self._loop.time()
@@ -234,27 +218,23 @@ class Writer:
 
     def _expire_overdue(self) -> None:
         """Expire what has waited too long. One timer for all requests is far cheaper than one for each."""
-        self._expire((*self._in_flight, *self._waiting))
+        self._expire(chain(*self._flushes.values(), self._waiting))
         while self._waiting and self._waiting[0].result.done():  # make room: while all lanes hang, nothing takes them
             self._waiting_items -= len(self._waiting.popleft().items)
-        self._expiry_planned = bool(self._in_flight or self._waiting)
+        self._expiry_planned = bool(self._flushes or self._waiting)
         if self._expiry_planned:
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
 
 
 def _distribute(outcomes: list[Outcome], group: list[PendingWrite]) -> None:
     """Give each request the outcomes of its own items, with positions relative to them."""
-    if not outcomes:
-        for write in group:
-            write.finish([])
-        return
-    start = at = 0
+    start = 0
+    left = deque(outcomes)
     for write in group:
         end = start + len(write.items)
         own = []
-        while at < len(outcomes) and outcomes[at].position < end:
-            outcome = outcomes[at]
-            at += 1
+        while left and left[0].position < end:
+            outcome = left.popleft()
             # After a lost connection a duplicate may be what the lost attempt stored: it counts as stored, once.
             if not (write.may_be_stored and outcome.kind == "duplicate" and not outcome.facts.get("repeat")):
                 own.append(outcome._replace(position=outcome.position - start))

@@ -1,0 +1,1 @@
+"""The dashboard: a page and the read-only JSON API under it (function `dashboard`)."""
