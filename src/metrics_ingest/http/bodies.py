@@ -14,11 +14,13 @@ from metrics_ingest.errors import Fault, Overloaded, RequestRefused
 from metrics_ingest.http.headers import Headers, is_gzip
 from metrics_ingest.server.deadlines import body_deadlines
 from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.steps import Steps, at_once, in_turns
 
 SMALL = 65_536  # bytes; a body up to this size that has arrived is neither counted nor checked: it can do no harm
 LARGE_BODIES = 4  # times MAX_BODY_BYTES: the memory of all other bodies of a function together
 ARRIVING_BODIES = 3  # of these: the memory of those that have not arrived as a whole
 LENGTH_DIGITS = 19  # of a Content-Length; int() raises ValueError for more than 4,300
+UNPACKED_PER_STEP = 1_048_576  # bytes
 GZIP_MEMBERS = 4_096  # of one body; each costs a decompressor
 VALUES_PER_METRIC = 16  # a valid metric has 6; the rest allows for reporting unknown fields of each metric
 NESTED_PER_METRIC = 4
@@ -92,7 +94,7 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     if len(body) > limit:
         raise _too_large(limit)
     if gzipped:
-        body = gunzip(body, limit)
+        body = await in_turns(gunzip_steps(body, limit))
         reservation.add(len(body))
     return body
 
@@ -119,7 +121,13 @@ def gunzip(packed: bytes, limit: int) -> bytes:
 
     Raise RequestRefused: payload_too_large beyond `limit` bytes, malformed_json for what is not gzip.
     """
+    return at_once(gunzip_steps(packed, limit))
+
+
+def gunzip_steps(packed: bytes, limit: int) -> Steps[bytes]:
+    """Do as gunzip, in steps."""
     unpacked = bytearray()
+    steps = 0
     rest = memoryview(packed)
     try:
         for _ in range(GZIP_MEMBERS):
@@ -127,10 +135,13 @@ def gunzip(packed: bytes, limit: int) -> bytes:
             while rest and not member.eof:
                 # In parts, because zlib copies all that follows a member when that ends.
                 part = rest[:SMALL]
-                unpacked += member.decompress(part, limit + 1 - len(unpacked))
+                unpacked += member.decompress(part, min(UNPACKED_PER_STEP, limit + 1 - len(unpacked)))
                 if len(unpacked) > limit:
                     raise _too_large(limit)
-                rest = rest[len(part) - len(member.unused_data) :]
+                rest = rest[len(part) - len(member.unused_data) - len(member.unconsumed_tail) :]
+                if len(unpacked) // UNPACKED_PER_STEP > steps:
+                    steps += 1
+                    yield
             if not member.eof:
                 raise zlib.error("it ends too early")
             if not rest:
