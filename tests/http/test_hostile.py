@@ -356,6 +356,11 @@ def test_listed_pages_are_served_and_with_a_key_any(postgres: Postgres, serve: C
     listed = serve("users", postgres.clone(), CORS_ORIGINS="https://app.example.com")
     assert requests.post(listed.url, json={"name": "Greg"}, headers=page, timeout=10).status_code == 201
     check_problem(requests.post(listed.url, json={"name": "Greg"}, headers=other, timeout=10), "forbidden_origin")
+    wide = serve("users", postgres.clone(), CORS_ORIGINS="https://*.example.com, http://localhost:*")
+    for origin in ("https://app.example.com", "http://localhost:3000"):
+        answer = requests.post(wide.url, json={"name": "Greg"}, headers={"Origin": origin}, timeout=10)
+        assert answer.status_code == 201
+    check_problem(requests.post(wide.url, json={"name": "Greg"}, headers=other, timeout=10), "forbidden_origin")
     anyone = serve("users", postgres.clone(), CORS_ORIGINS="*")
     assert requests.post(anyone.url, json={"name": "Greg"}, headers=other, timeout=10).status_code == 201
     locked = serve("users", postgres.clone(), API_KEYS=ENTRY, ALLOW_ANONYMOUS="false")

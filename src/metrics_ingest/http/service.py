@@ -83,7 +83,7 @@ class Service:
 
     def _check_origin(self, headers: Headers) -> None:
         if not self.settings.api_keys:
-            check_origin(headers, self.settings.cors_origins)
+            check_origin(headers, self._cors)
 
     async def _other(self, request: Request) -> Response:
         if request.method != "OPTIONS":
