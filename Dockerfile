@@ -5,10 +5,16 @@ FROM python:3.13-slim AS build
 ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
 WORKDIR /build
-COPY requirements.lock deploy/build.lock ./
+COPY requirements.lock requirements-dev.lock deploy/build.lock ./
 RUN python -m venv --without-pip /app/venv \
  && pip --python /app/venv/bin/python install --require-hashes -r requirements.lock \
  && pip install --require-hashes -r build.lock
+# The files of Swagger UI, for the API page; the package around them would bring a web framework.
+RUN sed -n '/^flask-swagger-ui==/,/[^\\]$/p' requirements-dev.lock > swagger-ui.lock \
+ && pip install --require-hashes --no-deps --target swagger-ui -r swagger-ui.lock \
+ && mkdir -p /app/venv/share/swagger-ui \
+ && cd swagger-ui/flask_swagger_ui/dist \
+ && cp swagger-ui.css swagger-ui-bundle.js favicon-32x32.png /app/venv/share/swagger-ui/
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY migrations migrations

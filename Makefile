@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PORT HOST DATABASE_URL
 
-.PHONY: help install run psql demo test check migrate lock clean
+.PHONY: help install run psql demo screenshots test check migrate lock clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -28,6 +28,9 @@ psql: install ## Open psql on the database of `make run` (or read SQL from stand
 
 demo: install ## Fill a running `make run` with two weeks of believable data [PORT=8000]
 	@exec $(BIN)/python -m metrics_ingest.local.demo
+
+screenshots: install ## Take the pictures of the documentation anew, with an installed Chromium
+	@$(BIN)/python tools/screenshots.py
 
 test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS="-m 'not slow'" for the quick ones]
 	@$(BIN)/python -m pytest $(ARGS)

@@ -29,7 +29,7 @@ BULK = ("ours", "fastapi", "fastify-postgres")
 LOADS = {
     "single": (SINGLE, 64, 0, (*STACKS, "empty", "ours-w2", "fastapi-w2", "fastify-postgres-w2")),
     "lone": (SINGLE, 1, 0, (*STACKS, "empty")),
-    "batch": (BATCH, 4, 1000, (*BULK, "copy", "copy-2", "ours-w2", "fastapi-w2", "fastify-postgres-w2")),
+    "batch": (BATCH, 4, 1000, (*BULK, "ours-otlp", "copy", "copy-2", "ours-w2", "fastapi-w2", "fastify-postgres-w2")),
     "crowd": (SINGLE, 1000, 0, (*BULK, "ours-w2")),
 }
 Run = dict[str, Any]
@@ -75,7 +75,7 @@ class Benchmark:
     def run(self) -> None:
         for workload in self.options.workloads:
             if workload == "start":
-                names = self._chosen((*STACKS, "empty"))
+                names = self._chosen((*STACKS, "empty", "ours-otlp"))
                 self._rounds(workload, {name: partial(self._start, name) for name in names}, times=3)
             else:
                 function, connections, size, candidates = LOADS[workload]

@@ -50,6 +50,7 @@ TARGETS = (
     ("1 connection, p50 against FastAPI, transactions", "lone", "p50_ms", "ours", "fastapi-tx", "<=", 0.6),
     ("batch, rows/s against FastAPI", "batch", "rows_per_s", "ours", "fastapi", ">=", 3.0),
     ("batch, rows/s against COPY", "batch", "rows_per_s", "ours", "copy", ">=", 0.6),
+    ("OpenTelemetry in protobuf, rows/s against batch", "batch", "rows_per_s", "ours-otlp", "ours", ">=", 0.7),
     ("start against FastAPI", "start", "start_ms", "ours", "fastapi", "<=", 1.0),
     ("1,000 connections, errors", "crowd", "errors", "ours", None, "<=", 0),
     ("1,000 connections, database connections", "crowd", "connections", "ours", None, "<=", 2),

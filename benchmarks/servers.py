@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import otlp
 from benchmarks.database import Postgres
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,12 @@ FLASK = (
 # were not idle: 8 and 16 hardly differ, more is worse.
 SERVERS = {
     "ours": Server("metrics-ingest", (*FRAMEWORK, "functions/{function}/main.py"), {"ALLOW_ANONYMOUS": "true"}, "ours"),
+    "ours-otlp": Server(
+        "metrics-ingest, OpenTelemetry",
+        (*FRAMEWORK[:-2], "ingest_otlp", "--source", "functions/ingest_otlp/main.py"),
+        {"ALLOW_ANONYMOUS": "true"},
+        "ours",
+    ),
     "fastapi": Server("FastAPI + asyncpg", FASTAPI, {"POOL": "8"}),
     "fastapi-tx": Server("FastAPI + asyncpg, BEGIN … COMMIT", FASTAPI, {"POOL": "8", "TRANSACTION": "1"}),
     "flask": Server("Flask + psycopg 3, gunicorn threads", FLASK, {"POOL": "16"}),
@@ -102,10 +109,16 @@ def start(name: str, function: str, postgres: Postgres, database: str | None = N
             [part.format(**fill) for part in server.command],
             cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    path = f"/{function}/"
-    try:
+    path = otlp.PATH if name == "ours-otlp" else f"/{function}/"
+
+    def answers() -> bool:
+        if path == otlp.PATH:
+            return otlp.post(port, otlp.request(postgres.user_ids[0])) == (200, b"")
         body = _metric(postgres)
-        while post(port, path, [body] if function == "ingest_batch" else body) != 200:
+        return post(port, path, [body] if function == "ingest_batch" else body) == 200
+
+    try:
+        while not answers():
             if popen.poll() is not None or time.perf_counter() - begun > 30:
                 raise SystemExit(f"{name} did not start; see {log.name}")
             time.sleep(0.002)  # the start is measured to this; without it the poll would take the processor from it
@@ -188,6 +201,9 @@ def post(port: int, path: str, body: object) -> int:
 
 def check_validation(process: Process, postgres: Postgres) -> None:
     """Nobody is faster by checking less: each of these must be refused."""
+    if process.path == otlp.PATH:
+        otlp.check_validation(process.port, postgres.user_ids[0])
+        return
     now = datetime.now(UTC)
     for wrong in (
         {"user_id": "00000000-0000-4000-8000-000000000001"},

@@ -39,7 +39,7 @@ INGRESS=${INGRESS:-all}                                      # internal-and-clou
 MIN_INSTANCES=${MIN_INSTANCES:-0}                            # per function
 MAX_INSTANCES=${MAX_INSTANCES:-10}                           # per function
 CONCURRENCY=${CONCURRENCY:-80}                               # requests at once in an instance
-BATCH_CONCURRENCY=${BATCH_CONCURRENCY:-8}                    # the same of ingest_batch, whose requests are large
+BATCH_CONCURRENCY=${BATCH_CONCURRENCY:-8}                    # the same of ingest_batch and ingest_otlp, whose requests are large
 CPU=${CPU:-1}
 MEMORY=${MEMORY:-512Mi}
 WORKERS=${WORKERS:-1}                                        # processes in an instance; one for each CPU
@@ -53,9 +53,13 @@ DB_OWNER=${DB_OWNER:-$DB_USER}                               # of the tables: mi
 DB_PASSWORD_SECRET=${DB_PASSWORD_SECRET:-$PREFIX-db-password}
 DB_OWNER_PASSWORD_SECRET=${DB_OWNER_PASSWORD_SECRET:-$DB_PASSWORD_SECRET}
 API_KEYS_SECRET=${API_KEYS_SECRET:-$PREFIX-api-keys}
+DB_READER=${DB_READER:-$DB_USER}                             # of the dashboard; metrics_reader is enough
+DB_READER_PASSWORD_SECRET=${DB_READER_PASSWORD_SECRET:-$DB_PASSWORD_SECRET}
+READ_KEYS_SECRET=${READ_KEYS_SECRET:-$PREFIX-read-keys}      # of those who may open the dashboard
 MAINTENANCE_SCHEDULE=${MAINTENANCE_SCHEDULE:-17 3 * * *}     # UTC
+SUMMARIES_SCHEDULE=${SUMMARIES_SCHEDULE:-*/5 * * * *}        # each run is billed for at least a minute
 
-FUNCTIONS=(ingest ingest_batch users)
+FUNCTIONS=(dashboard ingest ingest_batch ingest_otlp users)
 MANIFESTS=${MANIFESTS:-.local/${1:-deploy}}                     # where the filled templates go
 case $INSTANCE in *:*) CONNECTION=$INSTANCE ;; "") CONNECTION= ;; *) CONNECTION=$PROJECT:$REGION:$INSTANCE ;; esac
 DB_HOST=${DB_HOST:-/cloudsql/$CONNECTION}
@@ -79,8 +83,8 @@ check() {
 check '0|[1-9][0-9]{0,4}' MIN_INSTANCES MAX_INSTANCES CONCURRENCY BATCH_CONCURRENCY WORKERS WRITE_LANES DB_CONNECTIONS DB_RESERVED
 check '[a-z]([a-z0-9-]{0,28}[a-z0-9])?' PREFIX
 check '|[A-Za-z]([A-Za-z0-9.:-]*[A-Za-z0-9])?' PROJECT REGION INSTANCE CONNECTION
-check '[A-Za-z0-9_-]{1,255}' DB_PASSWORD_SECRET DB_OWNER_PASSWORD_SECRET API_KEYS_SECRET
-check '[A-Za-z0-9_.@-]{1,63}' DB_NAME DB_USER DB_OWNER
+check '[A-Za-z0-9_-]{1,255}' DB_PASSWORD_SECRET DB_OWNER_PASSWORD_SECRET DB_READER_PASSWORD_SECRET API_KEYS_SECRET READ_KEYS_SECRET
+check '[A-Za-z0-9_.@-]{1,63}' DB_NAME DB_USER DB_OWNER DB_READER
 check '/[A-Za-z0-9_.:/-]+|[A-Za-z0-9.:-]+' DB_HOST
 check '|disable|prefer|require|verify-ca|verify-full' DB_SSLMODE
 check 'all|internal|internal-and-cloud-load-balancing' INGRESS
@@ -89,12 +93,14 @@ check '[1-9][0-9]{0,5}(Mi|Gi|M|G)' MEMORY
 check '[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' TAG
 check '[A-Za-z0-9][A-Za-z0-9_.:/@-]*' IMAGE
 check '[a-zA-Z0-9][a-zA-Z0-9.:@-]*' SERVICE_ACCOUNT
-check '[-0-9A-Za-z*/,]+( [-0-9A-Za-z*/,]+){4}' MAINTENANCE_SCHEDULE
+check '[-0-9A-Za-z*/,]+( [-0-9A-Za-z*/,]+){4}' MAINTENANCE_SCHEDULE SUMMARIES_SCHEDULE
 
 # An instance that scales out must find a connection: all of them together, and not one more than the database has.
-needed=$((MAX_INSTANCES * WORKERS * WRITE_LANES * ${#FUNCTIONS[@]}))
+# The dashboard has one for each process, every other function WRITE_LANES.
+writing=$((${#FUNCTIONS[@]} - 1))
+needed=$((MAX_INSTANCES * WORKERS * (WRITE_LANES * writing + 1)))
 budget=$((DB_CONNECTIONS - DB_RESERVED))
-arithmetic="$MAX_INSTANCES instances × $WORKERS workers × $WRITE_LANES lanes × ${#FUNCTIONS[@]} functions = $needed connections"
+arithmetic="$MAX_INSTANCES instances × $WORKERS workers × ($WRITE_LANES lanes × $writing functions + 1 of the dashboard) = $needed connections"
 [ "$needed" -le "$budget" ] || fail "$arithmetic, but the database has $budget to give \
 ($DB_CONNECTIONS less $DB_RESERVED reserved); lower MAX_INSTANCES, or raise DB_CONNECTIONS with the instance's max_connections"
 echo "# $arithmetic, of $budget" >&2
@@ -103,9 +109,9 @@ echo "# $arithmetic, of $budget" >&2
 fill() {
   local text name
   text=$(<"deploy/$1")
-  for name in ARGUMENTS CONCURRENCY CONNECTION CPU DB_HOST DB_NAME DB_OWNER DB_OWNER_PASSWORD_SECRET DB_PASSWORD_SECRET DB_SSLMODE DB_USER \
+  for name in API_KEYS ARGUMENTS CONCURRENCY CONNECTION CPU DB_HOST DB_NAME DB_OWNER DB_OWNER_PASSWORD_SECRET DB_PASSWORD_SECRET DB_SSLMODE DB_USER \
     ALLOW_ANONYMOUS API_KEYS_SECRET FUNCTION IMAGE INGRESS JOB MAINTENANCE_SCHEDULE MAX_INSTANCES MEMORY MIN_INSTANCES PREFIX \
-    PUBLIC SERVICE SERVICE_ACCOUNT TAG WORKERS WRITE_LANES; do
+    PUBLIC SERVICE SERVICE_ACCOUNT SUMMARIES_SCHEDULE TAG WORKERS WRITE_LANES; do
     text=${text//"\${$name}"/"${!name:-}"}
   done
   while IFS= read -r line; do
@@ -128,8 +134,14 @@ fi
 mkdir -p "$MANIFESTS" && touch "$made"
 for function in "${FUNCTIONS[@]}"; do
   concurrency=$CONCURRENCY
-  [ "$function" != ingest_batch ] || concurrency=$BATCH_CONCURRENCY
-  FUNCTION=$function SERVICE=$(service "$function") CONCURRENCY=$concurrency fill service.yaml "$function"
+  case $function in ingest_batch | ingest_otlp) concurrency=$BATCH_CONCURRENCY ;; esac
+  if [ "$function" = dashboard ]; then
+    # It has keys and a role of its own. A template has one name for each: those of this function.
+    FUNCTION=$function SERVICE=$(service "$function") DB_USER=$DB_READER DB_PASSWORD_SECRET=$DB_READER_PASSWORD_SECRET \
+      API_KEYS=READ_KEYS API_KEYS_SECRET=$READ_KEYS_SECRET fill service.yaml "$function"
+  else
+    FUNCTION=$function SERVICE=$(service "$function") CONCURRENCY=$concurrency API_KEYS=API_KEYS fill service.yaml "$function"
+  fi
 done
 if [ "${1:-}" = manifests ]; then
   fill kubernetes-jobs.yaml jobs
@@ -138,6 +150,7 @@ if [ "${1:-}" = manifests ]; then
 fi
 JOB="$PREFIX-migrate" ARGUMENTS="[migrate]" fill job.yaml migrate
 JOB="$PREFIX-maintain" ARGUMENTS="[partitions, maintain]" fill job.yaml maintain
+JOB="$PREFIX-summaries" ARGUMENTS="[summaries, refresh]" fill job.yaml summaries
 
 # run COMMAND…: show it, and run it unless this is a rehearsal
 run() {
@@ -163,7 +176,8 @@ run gcloud projects add-iam-policy-binding "$PROJECT" --member="serviceAccount:$
   --condition=None --format=none
 secrets=("$DB_PASSWORD_SECRET")
 [ "$DB_OWNER_PASSWORD_SECRET" = "$DB_PASSWORD_SECRET" ] || secrets+=("$DB_OWNER_PASSWORD_SECRET")
-[ "$AUTH" = iam ] || secrets+=("$API_KEYS_SECRET")
+[ "$DB_READER_PASSWORD_SECRET" = "$DB_PASSWORD_SECRET" ] || secrets+=("$DB_READER_PASSWORD_SECRET")
+[ "$AUTH" = iam ] || secrets+=("$API_KEYS_SECRET" "$READ_KEYS_SECRET")
 for secret in "${secrets[@]}"; do
   if missing gcloud secrets describe "$secret" --project="$PROJECT" && [ -z "$DRY_RUN" ]; then
     fail "there is no secret $secret in $PROJECT; docs/deploy.md, \"Once\", says how to make it"
@@ -185,14 +199,19 @@ for function in "${FUNCTIONS[@]}"; do
   run gcloud run services replace "$MANIFESTS/$function.yaml" "${in_region[@]}"
 done
 
-run gcloud run jobs replace "$MANIFESTS/maintain.yaml" "${in_region[@]}"
-run gcloud run jobs add-iam-policy-binding "$PREFIX-maintain" "${in_region[@]}" --member="serviceAccount:$SERVICE_ACCOUNT" \
-  --role=roles/run.invoker --format=none
-verb=update
-missing gcloud scheduler jobs describe "$PREFIX-maintain" --project="$PROJECT" --location="$REGION" && verb=create
-run gcloud scheduler jobs "$verb" http "$PREFIX-maintain" --project="$PROJECT" --location="$REGION" \
-  --schedule="$MAINTENANCE_SCHEDULE" --time-zone=Etc/UTC --http-method=POST --oauth-service-account-email="$SERVICE_ACCOUNT" \
-  --uri="https://run.googleapis.com/v2/projects/$PROJECT/locations/$REGION/jobs/$PREFIX-maintain:run"
+# schedule NAME CRON: run the job of that name at these times
+schedule() {
+  local job="$PREFIX-$1" verb=update
+  run gcloud run jobs replace "$MANIFESTS/$1.yaml" "${in_region[@]}"
+  run gcloud run jobs add-iam-policy-binding "$job" "${in_region[@]}" --member="serviceAccount:$SERVICE_ACCOUNT" \
+    --role=roles/run.invoker --format=none
+  missing gcloud scheduler jobs describe "$job" --project="$PROJECT" --location="$REGION" && verb=create
+  run gcloud scheduler jobs "$verb" http "$job" --project="$PROJECT" --location="$REGION" \
+    --schedule="$2" --time-zone=Etc/UTC --http-method=POST --oauth-service-account-email="$SERVICE_ACCOUNT" \
+    --uri="https://run.googleapis.com/v2/projects/$PROJECT/locations/$REGION/jobs/$job:run"
+}
+schedule maintain "$MAINTENANCE_SCHEDULE"
+schedule summaries "$SUMMARIES_SCHEDULE"
 
 for function in "${FUNCTIONS[@]}"; do
   run gcloud run services describe "$(service "$function")" "${in_region[@]}" --format='value(status.url)'

@@ -26,7 +26,12 @@ async def store_user(body: bytes, headers: Headers) -> Reply:
     """Reply 201 for a new user and 200 for a known one, with what is stored now."""
     user = parse(body, idempotency_key(headers))
     (outcome,) = await writer().write(Operation.REGISTER_USERS, [user])
-    stored = {**user, "created_at": outcome.facts["created_at"]}
+    stored = {
+        "user_id": user["user_id"],
+        "name": user["name"],
+        "email": outcome.facts["email"],
+        "created_at": outcome.facts["created_at"],
+    }
     return Reply(201 if outcome.facts["created"] else 200, to_json(stored))
 
 

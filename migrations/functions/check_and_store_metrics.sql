@@ -13,7 +13,17 @@ DECLARE
     not_stored json;  -- valid metrics that were not inserted: their keys exist
     existing   json;  -- the stored metrics with those keys
 BEGIN
-    -- Rows are inserted in key order, because two overlapping batches in different orders would deadlock.
+    -- Rows are inserted in key order, because two overlapping batches in different orders would deadlock. So would two
+    -- transactions that lock sessions before metrics and after them, so sessions come first, in a statement of their own.
+    INSERT INTO sessions AS existing (user_id, session_id, start_time)
+    SELECT sent.user_id, sent.session_id, min(sent.timestamp)
+    FROM unnest(user_ids, timestamps, session_ids, types, numbers) AS sent (user_id, timestamp, session_id, metric_type, value)
+    JOIN metric_types AS type ON type.metric_type = sent.metric_type
+    WHERE metric_fault(type, sent.value) IS NULL AND sent.user_id IN (SELECT user_id FROM users WHERE user_id = ANY (user_ids))
+    GROUP BY sent.user_id, sent.session_id ORDER BY sent.user_id, sent.session_id
+    ON CONFLICT (user_id, session_id) DO UPDATE SET start_time = excluded.start_time
+        WHERE excluded.start_time < existing.start_time;
+
     WITH known_user AS MATERIALIZED (
         SELECT user_id FROM users WHERE user_id = ANY (user_ids)
     ),
@@ -24,12 +34,6 @@ BEGIN
              AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
         LEFT JOIN known_user ON known_user.user_id = sent.user_id
         LEFT JOIN metric_types AS type ON type.metric_type = sent.metric_type
-    ),
-    new_session AS (
-        INSERT INTO sessions (user_id, session_id, start_time)
-        SELECT user_id, session_id, min(timestamp) FROM item WHERE user_known AND type_fault IS NULL
-        GROUP BY user_id, session_id ORDER BY user_id, session_id
-        ON CONFLICT DO NOTHING
     ),
     stored AS (
         INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value)

@@ -1,5 +1,6 @@
--- Registers users, a JSON array of {"user_id", "name", "email"}, or updates the name and email of those that exist.
--- Returns one object for each, in order: {"position" (from 1), "created_at", "created": true for a new user}.
+-- Registers users, a JSON array of {"user_id", "name", "email"}, or updates the name and email of those that exist. Without
+-- the key "email" the stored one stays; null removes it.
+-- Returns one object for each, in order: {"position" (from 1), "email", "created_at", "created": true for a new user}.
 CREATE OR REPLACE FUNCTION register_users(batch json) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $function$
 DECLARE
@@ -10,13 +11,16 @@ BEGIN
     -- One by one, because a batch may name a user twice, which a single INSERT ... DO UPDATE refuses.
     -- In key order, because two overlapping batches in different orders would deadlock.
     FOR sent IN
-        SELECT * FROM ROWS FROM (json_to_recordset(batch) AS (user_id uuid, name varchar, email varchar))
-                      WITH ORDINALITY AS user_sent (user_id, name, email, position)
+        SELECT (item ->> 'user_id')::uuid AS user_id, item ->> 'name' AS name, item ->> 'email' AS email,
+               item -> 'email' IS NOT NULL AS has_email, position
+        FROM json_array_elements(batch) WITH ORDINALITY AS user_sent (item, position)
         ORDER BY user_id, position
     LOOP
         INSERT INTO users AS stored (user_id, name, email) VALUES (sent.user_id, sent.name, sent.email)
-        ON CONFLICT (user_id) DO UPDATE SET name = excluded.name, email = excluded.email
-        RETURNING json_build_object('position', sent.position, 'created_at', created_at, 'created', stored.xmax = 0)
+        ON CONFLICT (user_id) DO UPDATE
+            SET name = excluded.name, email = CASE WHEN sent.has_email THEN excluded.email ELSE stored.email END
+        RETURNING json_build_object('position', sent.position, 'email', email, 'created_at', created_at,
+                                    'created', stored.xmax = 0)
         INTO outcome;
         outcomes[sent.position] := outcome;
     END LOOP;

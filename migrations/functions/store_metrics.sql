@@ -1,6 +1,7 @@
 -- Stores a batch of complete metrics, given as columns: arrays of one length, without NULLs (docs/architecture.md).
--- new_sessions has, for each metric, whether its session may have to be created; an empty array means that all exist. It is
--- a hint: a session that is missing nevertheless violates a foreign key, and the slow path creates it.
+-- new_sessions has, for each metric, whether its session may have to be created, or its start_time be moved back to the
+-- metric's; an empty array means neither. It is a hint: a session that is missing nevertheless violates a foreign key, and
+-- the slow path creates it.
 --
 -- Returns NULL when every metric was stored, else a JSON array with one object for each fault, positions from 1:
 --   {"position", "outcome": "unknown_user" | "unknown_metric_type" | "value_out_of_range" | "duplicate" | "metric_conflict"}
@@ -37,14 +38,15 @@ DECLARE
     refused bigint[];  -- positions
 BEGIN
     IF cardinality(new_sessions) > 0 THEN
-        INSERT INTO sessions (user_id, session_id, start_time)
+        INSERT INTO sessions AS existing (user_id, session_id, start_time)
         SELECT sent.user_id, sent.session_id, min(sent.timestamp)
         FROM unnest(user_ids, timestamps, session_ids, types, numbers, new_sessions)
              AS sent (user_id, timestamp, session_id, metric_type, value, is_new)
         JOIN metric_types AS type ON type.metric_type = sent.metric_type
         WHERE sent.is_new AND metric_fault(type, sent.value) IS NULL
         GROUP BY sent.user_id, sent.session_id ORDER BY sent.user_id, sent.session_id
-        ON CONFLICT DO NOTHING;
+        ON CONFLICT (user_id, session_id) DO UPDATE SET start_time = excluded.start_time
+            WHERE excluded.start_time < existing.start_time;
     END IF;
 
     -- Rows are inserted in key order, because two overlapping batches in different orders would deadlock.

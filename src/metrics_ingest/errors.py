@@ -26,6 +26,7 @@ CODES: dict[str, HTTPStatus] = {
     "value_out_of_range": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_metric_type": HTTPStatus.UNPROCESSABLE_ENTITY,
     "unknown_metric_type": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "cumulative_temporality": HTTPStatus.UNPROCESSABLE_ENTITY,
     "unknown_user": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_field": HTTPStatus.UNPROCESSABLE_ENTITY,
     "empty_batch": HTTPStatus.UNPROCESSABLE_ENTITY,

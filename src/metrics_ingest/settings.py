@@ -64,6 +64,7 @@ class Settings:
     max_body_bytes: int
     max_batch: int
     max_future_skew_s: float
+    max_past_s: float  # 0: no limit
     write_lanes: int
     write_queue: int
     write_timeout_s: float
@@ -81,6 +82,7 @@ class Settings:
             max_body_bytes=int(_number(environ, "MAX_BODY_BYTES", 10_485_760, least=1)),
             max_batch=int(_number(environ, "MAX_BATCH", 10_000, least=1)),
             max_future_skew_s=_number(environ, "MAX_FUTURE_SKEW_S", 86_400, least=0, most=3_153_600_000, whole=False),
+            max_past_s=_number(environ, "MAX_PAST_S", 0, least=0, most=3_153_600_000, whole=False),
             write_lanes=int(_number(environ, "WRITE_LANES", 2, least=1, most=100)),
             write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
             write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),

@@ -30,7 +30,7 @@ def stack_console(stack: Stack) -> Console:
 
 
 def test_refused_metric_is_kept_as_it_was_sent(stack: Stack, stack_console: Console, metric: dict[str, Any]) -> None:
-    body = json.dumps(metric | {"value": 1e9, "metric_id": None, "timestamp": "x"})
+    body = json.dumps(metric | {"value": 1e9, "metric_id": "", "timestamp": "x"})
     requests.post(f"{stack.ingest.url}/ingest/", data=body, timeout=10)
     (row,) = stack_console.sql(KEPT)
     assert set(row[2]) == {"invalid_timestamp", "invalid_uuid"}
@@ -65,7 +65,7 @@ def test_of_a_batch_only_what_was_rejected_is_kept(
     [
         (b"\x00", [b"\x00", b"\x00"]),
         (b'{"user_id": "\xff\xfe"}', [b'{"user_id": "\xff\xfe"}'] * 2),
-        (b"\x1f\x8b no gzip", [b"\x1f\x8b no gzip"] * 2),
+        (b"\x1e\x8b no gzip", [b"\x1e\x8b no gzip"] * 2),
         (b"", [b"", b""]),
         (b'["\\u0000"]', [b'["\\u0000"]', b'"\\u0000"']),  # a body that is no metric, and an item of a batch
     ],
@@ -138,11 +138,92 @@ def test_replay_interrupted_or_run_twice_at_once_stores_nothing_twice(console: C
     other.run("SELECT FROM rejected_metrics LIMIT 5 FOR UPDATE")  # as another replay does
     ((name,),) = console.sql("SELECT current_database()")
     console.sql(f"ALTER DATABASE {name} SET lock_timeout = '5s'")  # a replay that waits for the other fails here
-    assert console.json("rejected", "replay")["stored"] == 15
+    assert console.json("rejected", "replay", "--force")["stored"] == 15
     other.run("ROLLBACK")
     other.close()
-    assert console.json("rejected", "replay")["stored"] == 5
+    assert console.json("rejected", "replay", "--force")["stored"] == 5
     assert console.sql("SELECT count(*), count(DISTINCT metric_id) FROM metrics") == [[20, 20]]
+
+
+def test_lone_object_that_a_batch_refused_is_not_stored_beside_the_one_that_was_sent_right(
+    stack: Stack, stack_console: Console, metric: dict[str, Any]
+) -> None:
+    """The sender gave it no identity, and so sent another metric when it sent it right."""
+    anonymous = {name: value for name, value in metric.items() if name != "metric_id"}
+    assert stack.send_batch(anonymous).json()["code"] == "missing_field"
+    assert stack.send_batch([anonymous]).json()["stored"] == 1
+    assert stack_console.json("rejected", "replay") == {
+        "stored": 0, "duplicates": 0, "still_rejected": 1, "needs_force": 1}  # fmt: skip
+    assert len(stack.stored(metric["user_id"])) == 1
+    assert stack_console.json("rejected", "replay", "--force")["stored"] == 1
+    assert len(stack.stored(metric["user_id"])) == 2
+
+
+def test_lone_object_with_a_metric_id_is_replayed_and_stored_once(
+    stack: Stack, stack_console: Console, metric: dict[str, Any]
+) -> None:
+    assert stack.send_batch(metric).json()["code"] == "missing_field"
+    assert stack.send_batch([metric]).json()["stored"] == 1
+    assert stack_console.json("rejected", "replay") == {"stored": 0, "duplicates": 1, "still_rejected": 0}
+    assert len(stack.stored(metric["user_id"])) == 1
+
+
+@pytest.mark.parametrize("form", ["one", "array", "lines"])
+@pytest.mark.parametrize("keyed", [False, True], ids=["without ids", "with a key"])
+def test_metric_of_an_unknown_user_who_registers_and_sends_it_again_is_stored_once(
+    stack: Stack, stack_console: Console, form: str, keyed: bool
+) -> None:
+    user = str(uuid4())
+    metric = {"user_id": user, "metric_type": "talked_time", "value": 1, "timestamp": "2024-08-08T00:00:00Z"}
+    headers = {"Idempotency-Key": str(uuid4())} if keyed else {}
+    server, body = {
+        "one": (stack.ingest, json.dumps(metric)),
+        "array": (stack.ingest_batch, json.dumps([metric])),
+        "lines": (stack.ingest_batch, json.dumps(metric)),
+    }[form]
+    if form == "lines":
+        headers["Content-Type"] = "application/x-ndjson"
+    for answered in (422, 200):
+        assert requests.post(server.url, data=body, headers=headers, timeout=10).status_code == answered
+        requests.post(stack.users.url, json={"user_id": user, "name": "Late"}, timeout=10)
+    assert [row["keyed"] for row in stack_console.json("rejected", "list")] == [keyed]
+    replayed = stack_console.json("rejected", "replay")
+    assert (replayed["duplicates"], replayed.get("needs_force", 0)) == ((1, 0) if keyed else (0, 1))
+    assert len(stack.stored(user)) == 1
+
+
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_fault_of_a_line_is_kept_with_that_line(
+    stack: Stack, stack_console: Console, metric: dict[str, Any], separator: str
+) -> None:
+    """Only a line feed ends a line: other characters that some programs take for line ends are part of it."""
+    valid = [metric | {"metric_id": str(uuid4()), "value": value} for value in (1, 2, 3)]
+    refused = metric | {"metric_id": str(uuid4()), "value": 1e9}
+    first, second, third, fourth = (json.dumps(one) for one in (*valid, refused))
+    lines = [separator, first, f"{second}{separator}", fourth, f"{separator}{third}"]
+    answer = requests.post(
+        stack.ingest_batch.url, data="\n".join(lines).encode(), timeout=10,
+        headers={"Content-Type": "application/x-ndjson"},
+    ).json()  # fmt: skip
+    assert (answer["received"], answer["stored"]) == (5, 1)
+    kept = {
+        row[0]: row[1] for row in stack_console.sql("SELECT convert_from(payload, 'UTF8'), codes FROM rejected_metrics")
+    }
+    assert kept == {lines[at]: ["value_out_of_range" if at == 3 else "malformed_json"] for at in (0, 2, 3, 4)}
+    assert stack_console.json("rejected", "replay")["stored"] == 0
+    assert len(stack.stored(metric["user_id"])) == 1
+
+
+def test_metric_with_a_field_sent_twice_is_kept_with_both(
+    stack: Stack, stack_console: Console, metric: dict[str, Any]
+) -> None:
+    """Else a replay would store the last one."""
+    twice = json.dumps(metric, separators=(",", ":")).replace("{", '{"value":"a, b","value":null,', 1)
+    for body, headers in ((f"[{twice}]", {}), (twice, {"Content-Type": "application/x-ndjson"})):
+        requests.post(stack.ingest_batch.url, data=body, headers=headers, timeout=10)
+    assert [row[3] for row in stack_console.sql(KEPT)] == [twice, twice]
+    assert stack_console.json("rejected", "replay") == {
+        "stored": 0, "duplicates": 0, "still_rejected": 2, "invalid_field": 2}  # fmt: skip
 
 
 def test_selection_narrows_list_and_replay(console: Console) -> None:
@@ -223,8 +304,3 @@ def test_allowance_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowance.take(10_000) == rejected.PER_S
     now += 1e6
     assert allowance.take(10_000) == rejected.BURST
-
-
-def test_lines_are_counted_as_the_parser_counts_them() -> None:
-    """A line with nothing but a form feed is a rejected metric, not a blank line."""
-    assert rejected._payloads(b"\x0c\n\n{} \n", ndjson=True, positions=[0, 1]) == [b"\x0c", b"{}"]

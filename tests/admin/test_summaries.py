@@ -1,5 +1,6 @@
 """The summaries: their values, and that they include every metric, whenever it was received."""
 
+import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pg8000.native import DatabaseError
 
 from support.console import Console, ingest
-from support.processes import Postgres
+from support.processes import BIN, Postgres, eventually
 
 USER = "00000000-0000-4000-8000-00000000000{}"
 DAY = datetime(2024, 8, 8, tzinfo=UTC)
@@ -280,3 +281,25 @@ def test_days_of_a_user_are_read_by_the_primary_key_of_their_months(large: Conso
 )  # fmt: skip
 def test_summaries_are_read_by_index(large: Console, sql: str, index: str) -> None:
     assert index in plan(large, sql)
+
+
+def test_status_says_never_until_the_first_refresh(console: Console) -> None:
+    assert "never" in console.run("summaries", "status").stdout
+    assert console.json("summaries", "status")["refreshed_at"] is None
+    console.run("summaries", "refresh")
+    assert "never" not in console.run("summaries", "status").stdout
+    assert console.json("summaries", "status")["refreshed_at"]
+
+
+def test_refresh_goes_on_with_every(users: Console) -> None:
+    command = [str(BIN / "metrics-ingest"), "summaries", "refresh", "--every", "0.1"]
+    process = subprocess.Popen(command, env={"DATABASE_URL": users.url}, stdout=subprocess.PIPE)
+    try:
+        for number in range(3):
+            users.ingest(metric(1, number, "talked_time", 1, number=number))
+            eventually(lambda: not differences(users))
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        said, _ = process.communicate(timeout=10)
+    assert said == b""

@@ -12,7 +12,7 @@ import requests
 
 from support.processes import ROOT, eventually, free_port
 
-FUNCTIONS = ("ingest", "ingest_batch", "users")
+FUNCTIONS = ("dashboard", "ingest", "ingest_batch", "ingest_otlp", "users")
 
 
 def answers(*command: str) -> str:
@@ -64,11 +64,12 @@ class Compose:
 
     def __init__(self, image: str) -> None:
         self.project = f"metrics-test-{uuid.uuid4().hex[:8]}"
-        port = free_port()
+        port, self.database_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.database = f"{self.project}-db"
         self._command = ("docker-compose",) if answers("docker", "compose", "version") else ("docker", "compose")
-        self._environment = {"IMAGE": image, "PORT": str(port), "DB_CONTAINER": self.database}
+        ports = {"PORT": str(port), "DB_PORT": str(self.database_port)}
+        self._environment = {"IMAGE": image, "DB_CONTAINER": self.database, **ports}
 
     def __call__(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Run a Compose command in the project."""

@@ -5,10 +5,11 @@ from uuid import uuid4
 
 import pytest
 import requests
+from pg8000.native import DatabaseError
 
 from containers.engine import FUNCTIONS, Compose, docker, inspect, run
 from support.metrics import metric
-from support.processes import eventually
+from support.processes import eventually, query
 
 GREG = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 
@@ -47,8 +48,52 @@ def test_the_gateway_serves_the_browser_client(compose: Compose) -> None:
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_first_segment_picks_the_function(compose: Compose, name: str, slash: str) -> None:
-    assert requests.get(f"{compose.url}/{name}{slash}?a=b", timeout=5).json()["function"] == name
-    assert requests.get(f"{compose.url}/{name}/health{slash}", timeout=5).json()["database"] == "ok"
+    answer = requests.get(f"{compose.url}/{name}{slash}?a=b", timeout=5)
+    if name == "dashboard":
+        assert answer.url == f"{compose.url}/dashboard/{'?a=b' * bool(slash)}"
+        assert answer.headers["content-type"].startswith("text/html")
+    else:
+        assert answer.json()["function"] == name
+    health = requests.get(f"{compose.url}/{name}/health{slash}", timeout=5).json()
+    assert (health["function"], health["database"]) == (name, "ok")
+
+
+def test_the_front_page_the_api_page_and_the_health_of_all_are_served(compose: Compose) -> None:
+    page = requests.get(compose.url, headers={"Accept": "text/html"}, timeout=5)
+    assert page.headers["Content-Security-Policy"] == "default-src 'self'; frame-ancestors 'none'"
+    assert all(f'data-function="{name}"' in page.text for name in FUNCTIONS)
+    assert requests.get(compose.url, timeout=5).json() == {"functions": [f"/{name}/" for name in FUNCTIONS]}
+    docs = ("/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon-32x32.png", "/openapi.json")
+    for path in (*docs, "/front/front.js", "/front/style.css", "/dashboard/", "/dashboard/static/main.js"):
+        assert requests.get(compose.url + path, timeout=5).status_code == 200, path
+    health = requests.get(f"{compose.url}/health", timeout=10)
+    assert health.json()["functions"] == dict.fromkeys(FUNCTIONS, "ok")
+
+
+def test_health_of_all_names_the_function_that_is_stopped(compose: Compose) -> None:
+    compose("stop", "users")
+    answer = requests.get(f"{compose.url}/health", timeout=15)
+    assert answer.status_code == 503
+    assert [error["field"] for error in answer.json()["errors"]] == ["users"]
+    compose.up()
+    assert requests.get(f"{compose.url}/health", timeout=15).status_code == 200
+
+
+def test_the_dashboard_reads_as_metrics_reader_and_is_fresh_by_itself(compose: Compose, user: str) -> None:
+    assert compose.post("/ingest/", metric(user)).ok
+    sessions = f"{compose.url}/dashboard/api/sessions?user_id={user}&from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
+    eventually(lambda: requests.get(sessions, timeout=5).json()["sessions"], 15)
+    roles = (
+        "SELECT DISTINCT usename FROM pg_stat_activity WHERE query ~ 'session_summary|COMMIT' AND usename ~ 'reader'"
+    )
+    assert compose.psql(roles) == "metrics_reader"
+
+
+def test_any_sql_tool_of_this_machine_reads_as_metrics_reader(compose: Compose) -> None:
+    url = f"postgresql://metrics_reader:reader_password@127.0.0.1:{compose.database_port}/metrics_db?sslmode=disable"
+    assert query(url, "SELECT count(*) >= 0 FROM metrics") == [[True]]
+    with pytest.raises(DatabaseError, match="read-only"):
+        query(url, "DELETE FROM users")
 
 
 @pytest.mark.parametrize("path", ["/nope", "/ingestx/", "/ingest_batches", "/users.php"])
@@ -91,7 +136,7 @@ def test_only_loopback_reaches_it(compose: Compose) -> None:
         for addresses in inspect(one, ".NetworkSettings.Ports").values()
         for address in addresses or ()
     ]
-    assert bound == ["127.0.0.1"]
+    assert bound == ["127.0.0.1"] * 2  # the gateway and the database
 
 
 def test_three_of_a_function_share_the_work_and_one_may_be_killed(compose: Compose, user: str) -> None:

@@ -73,7 +73,7 @@ def test_overview_shows_the_figures_of_the_raw_metrics(board: Board, watch: Watc
     assert shown == codes
     assert page.locator(".spark path").count() == 7
     expect(page.locator("#freshness")).to_contain_text(re.compile(r"Last metric \d[\d,]* days ago"))
-    expect(page.locator("#freshness")).to_contain_text(re.compile(r"summaries \d+ (s|min) old"))
+    expect(page.locator("#freshness")).to_contain_text(re.compile(r"Summaries \d+ (s|min) old"))
 
 
 def test_every_type_has_a_chart_and_its_aggregate(board: Board, watch: Watch) -> None:

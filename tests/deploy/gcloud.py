@@ -26,7 +26,7 @@ case $plain in
   *" describe "*) grep -qxF -e "$last" "$known" ;;
 esac
 """
-HAVE = "metrics-db-password metrics-api-keys"
+HAVE = "metrics-db-password metrics-api-keys metrics-read-keys"
 
 
 @dataclass

@@ -29,15 +29,18 @@ def test_it_builds_then_migrates_then_deploys_and_prints_the_urls(deploy: Deploy
         "builds submit",
         f"run jobs replace {first.manifests}/migrate.yaml",
         "run jobs execute metrics-migrate",
+        f"run services replace {first.manifests}/dashboard.yaml",
         f"run services replace {first.manifests}/ingest.yaml",
         f"run services replace {first.manifests}/ingest_batch.yaml",
         f"run services replace {first.manifests}/users.yaml",
         f"run jobs replace {first.manifests}/maintain.yaml",
         "scheduler jobs create http metrics-maintain",
+        f"run jobs replace {first.manifests}/summaries.yaml",
+        "scheduler jobs create http metrics-summaries",
     ]
     found = [next(i for i, verb in enumerate(first.verbs) if verb.startswith(step)) for step in order]
     assert found == sorted(found)
-    for name in ("metrics-ingest", "metrics-ingest-batch", "metrics-users"):
+    for name in ("metrics-dashboard", "metrics-ingest", "metrics-ingest-batch", "metrics-users"):
         assert f"https://{name}-abc-ew.a.run.app" in first.said
 
 
@@ -56,7 +59,8 @@ def test_a_second_run_makes_nothing_again(deploy: Deployment) -> None:
     assert second.code == 0, second.errors
     made = ("create", "builds submit")
     assert not [verb for verb in second.verbs if any(word in verb for word in made)]
-    assert "scheduler jobs update http metrics-maintain" in second.verbs
+    for job in ("maintain", "summaries"):
+        assert f"scheduler jobs update http metrics-{job}" in second.verbs
 
     def declared(run: Run) -> list[str]:
         return [verb for verb in run.verbs if not any(word in verb for word in (*made, "scheduler"))]
@@ -92,18 +96,27 @@ def test_it_says_which_name_is_missing(deploy: Deployment, missing: str) -> None
     assert refused.commands == []
 
 
-def test_a_secret_that_is_not_there_is_named_before_anything_is_built(deploy: Deployment) -> None:
-    refused = deploy(GCLOUD_HAS="metrics-db-password")
+@pytest.mark.parametrize(
+    ("have", "missing"),
+    [
+        ("metrics-db-password metrics-read-keys", "metrics-api-keys"),
+        ("metrics-db-password metrics-api-keys", "metrics-read-keys"),
+    ],
+)
+def test_a_secret_that_is_not_there_is_named_before_anything_is_built(
+    deploy: Deployment, have: str, missing: str
+) -> None:
+    refused = deploy(GCLOUD_HAS=have)
     assert refused.code != 0
-    assert "metrics-api-keys" in refused.errors
+    assert missing in refused.errors
     assert not [verb for verb in refused.verbs if verb.startswith(("builds", "run"))]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"MAX_INSTANCES": "15"},  # 15 * 1 * 2 * 3 = 90, of 100 - 10
-        {"WORKERS": "2", "DB_CONNECTIONS": "130"},
+        {"MAX_INSTANCES": "10"},  # 10 * 1 * (2 * 4 + 1) = 90, of 100 - 10
+        {"WORKERS": "2", "DB_CONNECTIONS": "190"},  # 10 * 2 * (2 * 4 + 1) = 180
     ],
 )
 def test_instances_that_the_database_has_connections_for_are_deployed(
@@ -116,7 +129,8 @@ def test_instances_that_the_database_has_connections_for_are_deployed(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"MAX_INSTANCES": "16"}, "connections"),
+        ({"MAX_INSTANCES": "11"}, "connections"),
+        ({"WORKERS": "2", "DB_CONNECTIONS": "189"}, "connections"),
         ({"WRITE_LANES": "4"}, "connections"),
         ({"WORKERS": "2"}, "connections"),
         ({"MAX_INSTANCES": "many"}, "MAX_INSTANCES"),
@@ -142,6 +156,10 @@ def test_instances_that_the_database_has_no_connections_for_are_refused(
         ("DB_PASSWORD_SECRET", "/etc/*"),
         ("MAINTENANCE_SCHEDULE", "every day"),
         ("MAINTENANCE_SCHEDULE", "* * * * * `id`"),
+        ("SUMMARIES_SCHEDULE", "always"),
+        ("READ_KEYS_SECRET", "a;b"),
+        ("DB_READER", "a b"),
+        ("DB_READER_PASSWORD_SECRET", "a b"),
         *(("IMAGE", value) for value in ("a b", "--help", "x\ny: z")),
         ("SERVICE_ACCOUNT", "a: b"),
         ("DB_HOST", "db; id"),
@@ -189,7 +207,12 @@ def test_spaces_stay_within_their_argument(deploy: Deployment) -> None:
 
 def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> None:
     run = deploy()
-    names = {"ingest": "metrics-ingest", "ingest_batch": "metrics-ingest-batch", "users": "metrics-users"}
+    names = {
+        "ingest": "metrics-ingest",
+        "ingest_batch": "metrics-ingest-batch",
+        "ingest_otlp": "metrics-ingest-otlp",
+        "users": "metrics-users",
+    }
     for function, service in names.items():
         manifest = yaml(run.manifests / f"{function}.yaml")
         assert manifest["metadata"]["name"] == service
@@ -200,6 +223,7 @@ def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> No
         assert (ROOT / environment["FUNCTION_SOURCE"].removeprefix("/app/")).exists()
         assert environment["PGHOST"] == "/cloudsql/my-project:europe-west1:metrics"
         assert environment["PGPASSWORD"] == {"secretKeyRef": {"name": "metrics-db-password", "key": "latest"}}
+        assert "READ_KEYS" not in environment
         assert environment["API_KEYS"] == {"secretKeyRef": {"name": "metrics-api-keys", "key": "latest"}}
         assert environment["ALLOW_ANONYMOUS"] == "false"
         assert container["startupProbe"]["httpGet"]["path"] == container["livenessProbe"]["httpGet"]["path"] == "/"
@@ -211,10 +235,38 @@ def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> No
         assert account == "metrics-ingest@my-project.iam.gserviceaccount.com"
 
 
+def test_the_dashboard_has_keys_and_a_role_of_its_own(deploy: Deployment) -> None:
+    secrets = "reader-password metrics-other-keys"
+    run = deploy(
+        DB_READER="metrics_reader",
+        DB_READER_PASSWORD_SECRET="reader-password",
+        READ_KEYS_SECRET="metrics-other-keys",
+        GCLOUD_HAS=f"{HAVE} {secrets}",
+    )
+    assert run.code == 0, run.errors
+    (container,) = yaml(run.manifests / "dashboard.yaml")["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+    assert environment["FUNCTION_TARGET"] == "dashboard"
+    assert environment["PGUSER"] == "metrics_reader"
+    assert environment["PGPASSWORD"] == {"secretKeyRef": {"name": "reader-password", "key": "latest"}}
+    assert environment["READ_KEYS"] == {"secretKeyRef": {"name": "metrics-other-keys", "key": "latest"}}
+    assert "API_KEYS" not in environment
+    for secret in secrets.split():
+        assert f"secrets add-iam-policy-binding {secret}" in run.verbs
+    ingest = (run.manifests / "ingest.yaml").read_text()
+    assert "metrics_reader" not in ingest
+    assert "other-keys" not in ingest
+
+
 def test_the_jobs_run_commands_of_the_same_image_as_the_owner(deploy: Deployment) -> None:
     run = deploy(DB_OWNER="owner", DB_OWNER_PASSWORD_SECRET="owner-password", GCLOUD_HAS=f"{HAVE} owner-password")
     assert run.code == 0, run.errors
-    for name, arguments in (("migrate", ["migrate"]), ("maintain", ["partitions", "maintain"])):
+    commands = {
+        "migrate": ["migrate"],
+        "maintain": ["partitions", "maintain"],
+        "summaries": ["summaries", "refresh"],
+    }
+    for name, arguments in commands.items():
         execution = yaml(run.manifests / f"{name}.yaml")["spec"]["template"]
         (container,) = execution["spec"]["template"]["spec"]["containers"]
         assert (container["image"], container["command"], container["args"]) == (IMAGE, ["metrics-ingest"], arguments)
@@ -229,6 +281,7 @@ def test_with_iam_the_platform_authenticates_and_there_are_no_keys(deploy: Deplo
     assert manifest["metadata"]["annotations"]["run.googleapis.com/invoker-iam-disabled"] == "false"
     text = (run.manifests / "ingest.yaml").read_text()
     assert "metrics-api-keys" not in text
+    assert "-keys" not in (run.manifests / "dashboard.yaml").read_text()
     assert {"name": "ALLOW_ANONYMOUS", "value": "true"} in manifest["spec"]["template"]["spec"]["containers"][0]["env"]
 
 
@@ -240,8 +293,10 @@ def test_any_knative_cluster_gets_the_same_services_and_its_own_kind_of_jobs(dep
     read = pytest.importorskip("yaml").safe_load_all
     files = {path.stem: list(read(path.read_text())) for path in run.manifests.glob("*.yaml")}
     kinds = {name: [document["kind"] for document in documents] for name, documents in files.items()}
-    services = {name: ["Service"] for name in ("ingest", "ingest_batch", "users")}
-    assert kinds == {**services, "jobs": ["Job", "CronJob"]}
+    services = {name: ["Service"] for name in ("dashboard", "ingest", "ingest_batch", "ingest_otlp", "users")}
+    assert kinds == {**services, "jobs": ["Job", "CronJob", "CronJob"]}
+    schedules = {job["metadata"]["name"]: job["spec"]["schedule"] for job in files["jobs"] if job["kind"] == "CronJob"}
+    assert schedules == {"metrics-maintain": "17 3 * * *", "metrics-summaries": "*/5 * * * *"}
     assert files["ingest"][0]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
     assert "${" not in "".join(path.read_text() for path in run.manifests.glob("*.yaml")).replace("${…}", "")
 
@@ -274,7 +329,7 @@ def test_the_services_are_valid_by_knatives_own_schema(deploy: Deployment) -> No
     schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     assert unknown_to(schema, {"spec": {"template": {"spec": {"containers": [{"imagee": "x"}]}}}})
     run = deploy()
-    for name in ("ingest", "ingest_batch", "users"):
+    for name in ("dashboard", "ingest", "ingest_batch", "ingest_otlp", "users"):
         assert unknown_to(schema, yaml(run.manifests / f"{name}.yaml")) == []
 
 

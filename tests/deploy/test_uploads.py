@@ -36,7 +36,9 @@ NEEDED = {"pyproject.toml", "README.md", "LICENSE", "src/metrics_ingest/http/ser
 
 def test_a_source_deployment_sends_the_package_and_the_functions(checkout: Path) -> None:
     sent = uploaded(checkout, ".gcloudignore")
-    assert sent >= NEEDED | {f"functions/{name}/main.py" for name in ("ingest", "ingest_batch", "users")}
+    assert sent >= NEEDED | {
+        f"functions/{name}/main.py" for name in ("dashboard", "ingest", "ingest_batch", "ingest_otlp", "users")
+    }
     folders = {"src", "migrations", "functions"}
     assert {name.split("/")[0] for name in sent} == {"pyproject.toml", "README.md", "LICENSE", *folders}
     assert not [name for name in sent if "__pycache__" in name]

@@ -54,6 +54,10 @@ def test_row_says_what_was_sent(stack: Stack, metric: dict[str, Any]) -> None:
         "2024-08-09T12:33:56.000007+23:59",
         "2024-08-08 12:34:56.0000079z",
         "2024-08-08t07:04:56.000007-05:30",
+        "2024-08-08T14:34:56.000007+0200",
+        "2024-08-08T07:04:56.000007-0530",
+        "2024-08-08 12:34:56.000007+00",
+        "2024-08-08T07:34:56.000007-05",
     ],
 )
 def test_instant_is_kept_to_the_microsecond_whatever_the_offset(
@@ -70,6 +74,34 @@ def test_metrics_of_a_utc_day_share_an_implicit_session(stack: Stack, metric: di
     first, second, third = (row[3] for row in stack.stored(metric["user_id"]))
     assert first == second != third
     assert first == uuid3(UUID(metric["user_id"]), date(2024, 8, 8).isoformat())
+
+
+def test_null_for_an_optional_field_is_the_same_as_leaving_it_out(stack: Stack, metric: dict[str, Any]) -> None:
+    empty = metric | {"metric_id": None, "session_id": None}
+    key = {"Idempotency-Key": str(uuid4())}
+    first, second = stack.send(empty, **key), stack.send_batch([empty], **key)
+    assert (first.status_code, second.json()["duplicates"]) == (200, 1)
+    ((_, _, metric_id, session, *_),) = stack.stored(metric["user_id"])
+    assert str(metric_id) == first.headers["Metric-Id"]
+    assert session == uuid3(UUID(metric["user_id"]), "2024-08-08")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_session_starts_with_its_earliest_metric_in_whatever_order_they_come(
+    stack: Stack, metric: dict[str, Any], alone: bool
+) -> None:
+    """The process has seen the session stored, and must still move its start back; a retry moves it no more."""
+    session_id = str(uuid4())
+    times = [f"2024-08-08T12:{minute:02}:00Z" for minute in (30, 40, 20, 25, 10, 50)]
+    earliest = times[0]
+    for time in times + times:
+        one = metric | {"session_id": session_id, "timestamp": time}
+        late = one | {"timestamp": times[5], "metric_id": str(uuid4())}
+        answer = stack.send(one) if alone else stack.send_batch([late, one])
+        assert answer.status_code == 200
+        earliest = min(earliest, time)
+        ((start,),) = stack.query("SELECT start_time FROM sessions WHERE session_id = :s", s=session_id)
+        assert start == datetime.fromisoformat(earliest)
 
 
 def test_session_id_belongs_to_one_user(stack: Stack, metric: dict[str, Any]) -> None:

@@ -71,19 +71,26 @@ def lines(metrics: list[dict[str, Any]], end: str = "\n") -> str:
         (lambda sent: " \r\n\t" + json.dumps({"metrics": sent}, indent=2) + "\n", {}),
         (lines, NDJSON),
         (lines, {"Content-Type": "Application/X-NDJSON ; charset=utf-8"}),
+        (lines, {"Content-Type": "application/ndjson"}),
+        (lines, {"Content-Type": "application/JSONL; charset=utf-8"}),
+        (lines, {"Content-Type": "application/jsonlines"}),
+        (lines, {"Content-Type": "application/x-jsonlines"}),
+        (json.dumps, {"Content-Type": ""}),
+        (lambda sent: "\ufeff" + json.dumps(sent), {}),
+        (lambda sent: "\ufeff" + lines(sent), NDJSON),
         (lambda sent: lines(sent).rstrip(), NDJSON),
         (lambda sent: lines(sent, "\r\n"), NDJSON),
         (lambda sent: "\n \r\n" + lines(sent, " \n\t\n\n"), NDJSON),
     ],
 )
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [None, {}, {"Content-Encoding": "gzip"}], ids=["plain", "gzip by its bytes", "gzip"])
 def test_forms_of_a_batch(
-    stack: Stack, metric: dict[str, Any], form: Any, headers: dict[str, str], packed: bool
+    stack: Stack, metric: dict[str, Any], form: Any, headers: dict[str, str], packed: dict[str, str] | None
 ) -> None:
     sent = several(metric, 3)
     body = form(sent).encode()
-    if packed:
-        body, headers = gzip.compress(body), {**headers, "Content-Encoding": "gzip"}
+    if packed is not None:
+        body, headers = gzip.compress(body), {**headers, **packed}
     answer = post(stack, body, **headers)
     assert account(answer) == (200, 3, 3, 0, 0)
     assert answer.json()["errors"] == []
@@ -100,11 +107,43 @@ def test_batch_of_one_and_of_what_may_be_left_out(stack: Stack, metric: dict[str
     assert len(stack.stored(metric["user_id"])) == 4
 
 
-def test_names_that_stand_twice_count_once_and_shift_nothing(stack: Stack, metric: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("again", "field"),
+    [
+        ('"value": 99, ', "value"),
+        ('"value" :99,', "value"),
+        ('"value": "{\\"}", ', "value"),
+        ('"v\\u0061lue": 99, ', "value"),
+        ('"value": [1, {"a": 1, "a": 2}], ', "value"),
+        ('"session_id": null, "session_id": null, ', "session_id"),
+        ('"metric_id": null, ', "metric_id"),
+    ],
+)
+def test_field_sent_twice_is_refused_and_shifts_nothing(
+    stack: Stack, metric: dict[str, Any], again: str, field: str
+) -> None:
+    """Beside a text with commas, too, which is what tells that a field may be sent twice."""
     first, second, third = (json.dumps(one) for one in several(metric, 3))
-    twice = second.replace("{", '{"value": "{\\"}", ', 1)
-    assert account(post(stack, f"[{first},{twice},{third}]")) == (200, 3, 3, 0, 0)
-    assert account(post(stack, f"{first}\n{twice}\n{third}", **NDJSON)) == (200, 3, 0, 3, 0)
+    twice = second.replace("{", "{" + again, 1)
+    for body, headers in (
+        (f"[{first},{twice},{third}]", {}),
+        (f'{{"metrics": [{first},{twice},{third}]}}', {}),
+        (f"{first}\n{twice}\n{third}", NDJSON),
+        (f'[{first},{twice},{{"mood": ",,,"}}]', {}),
+    ):
+        answer = post(stack, body, **headers)
+        assert answer.json()["errors"][0] == {
+            "index": 1, "code": "invalid_field", "field": field, "detail": f"{field} is sent more than once",
+            "metric_id": None if field == "metric_id" else json.loads(second)["metric_id"],
+        }  # fmt: skip
+        assert [index for index, _, _ in faults(answer) if index < 2] == [1]
+    assert len(stack.stored(metric["user_id"])) == 2
+
+
+def test_envelope_with_metrics_twice_is_refused(stack: Stack, metric: dict[str, Any]) -> None:
+    one = json.dumps([metric])
+    check_problem(post(stack, f'{{"metrics": {one}, "metrics": {one}}}'), "invalid_field", "metrics")
+    assert stack.stored(metric["user_id"]) == []
 
 
 # What is refused as a whole
@@ -119,11 +158,19 @@ def test_document_that_is_no_json(stack: Stack, body: bytes) -> None:
 
 def test_broken_encodings(stack: Stack, metric: dict[str, Any]) -> None:
     body = json.dumps([metric]).encode()
-    for wrong in (b"\xef\xbb\xbf" + body, body.decode().encode("utf-16"), body.replace(b"talked", b"\xfftalked")):
+    for wrong in (b" \xef\xbb\xbf" + body, body.decode().encode("utf-16"), body.replace(b"talked", b"\xfftalked")):
         check_problem(post(stack, wrong), "malformed_json")
     for cut in (body, gzip.compress(body)[:-9], b""):
         check_problem(post(stack, cut, **{"Content-Encoding": "gzip"}), "malformed_json")
     check_problem(post(stack, b"", **NDJSON), "malformed_json")
+
+
+def test_ndjson_sent_as_json_is_named(stack: Stack, metric: dict[str, Any]) -> None:
+    body = lines(several(metric, 2))
+    for url in (stack.ingest_batch.url, stack.ingest.url):
+        problem = check_problem(requests.post(url, data=body, timeout=10), "malformed_json")
+        assert "application/x-ndjson" in problem["detail"]
+    check_problem(post(stack, lines(several(metric, 1))), "missing_field", "metrics")  # one object is no batch
 
 
 @pytest.mark.parametrize(("body", "headers"), [("[]", {}), ('{"metrics":[]}', {}), ("\n", NDJSON), (" \r\n\n", NDJSON)])
@@ -166,7 +213,7 @@ def test_too_many_metrics(stack: Stack, serve: Any, metric: dict[str, Any]) -> N
     assert account(requests.post(server.url, data="\n\n" + lines(sent[:3], "\n\n"), headers=NDJSON, timeout=10))[2] == 3
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/jsonl", "application/x-ndjson-seq", ""])
+@pytest.mark.parametrize("media_type", ["text/plain", "application/jsonl2", "application/json-seq"])
 def test_media_type_that_is_not_read(stack: Stack, metric: dict[str, Any], media_type: str) -> None:
     detail = check_problem(post(stack, json.dumps([metric]), **{"Content-Type": media_type}), "unsupported_media_type")
     assert "application/json or application/x-ndjson" in detail["detail"]

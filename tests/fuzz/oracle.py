@@ -23,7 +23,8 @@ INSTANTS = {  # as written: the instant, or the code of what is wrong with it
     "2024-08-08T14:00:00+02:00": NOON,
     "2024-08-08 12:00:00.000000z": NOON,
     ONE: ONE,
-    "2024-08-07T22:30:00.0000019-13:30": ONE,
+    "2024-08-07T22:30:00.0000019-1330": ONE,
+    "2024-08-08 13:00:00+01": NOON,
     LATE: LATE,
     "1999-12-31T23:59:59Z": "timestamp_out_of_range",
     "2024-08-08T12:00:00": "invalid_timestamp",
@@ -42,9 +43,9 @@ ITEMS = mostly(["object"], ["object", None, 5, [], "text"]).flatmap(
             "user_id": mostly(["known"], [IDS[0], NIL, "x", 7, None, ABSENT]),
             "metric_type": mostly(["talked_time", "microphone_used"], [*RANGES, "unheard_of", "Bad", 1, ABSENT]),
             "value": mostly([0, 1, True, 1.0], [0.5, -1, False, 86400, 86400.5, 1e300, "1", None, [1], ABSENT]),
-            "timestamp": mostly(list(INSTANTS)[:5], [*list(INSTANTS)[5:], 1723118400, None, ABSENT]),
-            "metric_id": mostly(IDS, ["x", 5, None, IDS[0].upper(), ABSENT]),
-            "session_id": mostly([ABSENT, ABSENT, *SESSIONS], ["x", None]),
+            "timestamp": mostly(list(INSTANTS)[:6], [*list(INSTANTS)[6:], 1723118400, None, ABSENT]),
+            "metric_id": mostly(IDS, ["x", 5, None, NIL, IDS[0].upper(), ABSENT]),
+            "session_id": mostly([ABSENT, None, *SESSIONS], ["x", NIL]),
             "mood": mostly([ABSENT], [ABSENT, 1]),
         }).map(lambda item: {name: value for name, value in item.items() if value is not ABSENT})
         if form == "object"
@@ -82,7 +83,7 @@ def form_faults(item: Any) -> Faults:
     found += [
         ("invalid_uuid", name)
         for name in ("user_id", "metric_id", "session_id")
-        if name in item and not is_uuid(item[name])
+        if name in item and not is_uuid(item[name]) and (name == "user_id" or item[name] is not None)
     ]
     if "metric_type" in item and item["metric_type"] not in (*RANGES, "unheard_of"):
         found.append(("invalid_metric_type", "metric_type"))
@@ -99,7 +100,7 @@ def form_faults(item: Any) -> Faults:
 
 def late_faults(item: Any) -> Faults:
     """What is wrong with what the item says."""
-    nil: Faults = [("invalid_uuid", "user_id")] if item["user_id"] == NIL else []
+    nil: Faults = [("invalid_uuid", name) for name in ("user_id", "metric_id", "session_id") if item.get(name) == NIL]
     return nil + ([("timestamp_out_of_range", "timestamp")] if item["timestamp"] == LATE else [])
 
 
@@ -129,7 +130,7 @@ class Oracle:
         for index, item in enumerate(items):
             found = faults_of(item, self.user_id)
             if not found:
-                identity = (INSTANTS[item["timestamp"]], item.get("metric_id", str(uuid4())).lower())
+                identity = (INSTANTS[item["timestamp"]], (item.get("metric_id") or str(uuid4())).lower())
                 content = (item["metric_type"], float(item["value"]), item.get("session_id"))
                 if table.setdefault(identity, content) != content:
                     found = [("metric_conflict", "metric_id")]

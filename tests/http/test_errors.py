@@ -12,12 +12,14 @@ from support.problems import check_problem
 from support.processes import Server, Stack
 
 GOOD = {"user_id": "…", "metric_type": "talked_time", "value": 12.34, "timestamp": "2024-08-08T12:34:56Z"}
+NIL = "00000000-0000-0000-0000-000000000000"
 NOT_A_NUMBER: list[object] = ["1", None, [1], {}, "NaN", 10**400]
-NOT_A_UUID: list[object] = ["", "x", 7, None, [], "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23", "\x00"]
+NOT_A_UUID: list[object] = ["", "x", 7, [], NIL, "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23", "\x00"]
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     *(({name: value}, "invalid_uuid", name) for name in ("user_id", "session_id", "metric_id") for value in NOT_A_UUID),
-    ({"user_id": "00000000-0000-0000-0000-000000000000"}, "invalid_uuid", "user_id"),
+    ({"user_id": None}, "invalid_uuid", "user_id"),
+    ({"user_id": NIL.replace("-", "")}, "invalid_uuid", "user_id"),
     ({"user_id": str(uuid4())}, "unknown_user", "user_id"),
     *(({"metric_type": odd}, "invalid_metric_type", "metric_type") for odd in ("", "T", "1st", "a" * 65, 7, None, "é")),
     ({"metric_type": "steps_taken"}, "unknown_metric_type", "metric_type"),
@@ -31,13 +33,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for text in (
             *("", "now", "2024-08-08", "2024-08-08T12:34:56", "1723120496", 1723120496, None, "2024-02-30T00:00:00Z"),
             *("2024-08-08T24:00:00Z", "2024-08-08T12:34:60Z", "2024-08-08T12:34Z", "2024-08-08T12:34:56+24:00"),
-            *("2024-08-08T12:34:56+0200", "20240808T123456Z", "٢٠٢٤-08-08T12:34:56Z", "2024-08-08T12:34:56Z "),
+            *("2024-08-08T12:34:56+2", "2024-08-08T12:34:56+02:0", "2024-08-08T12:34:56+24", "2024-08-08T12:34:56+02:"),
+            *("2024-08-08T12:34:56+020", "20240808T123456Z", "٢٠٢٤-08-08T12:34:56Z", "2024-08-08T12:34:56Z "),
         )
     ),
     *(
         ({"timestamp": text}, "timestamp_out_of_range", "timestamp")
         for text in (
-            *("1999-12-31T23:59:59Z", "2000-01-01T00:00:00+00:01"),
+            *("1999-12-31T23:59:59Z", "2000-01-01T00:00:00+00:01", "2000-01-01T00:00:00+0001"),
+            *("2000-01-01T00:00:00+01", "2099-01-01T00:00:00+01"),
             *("9999-12-31T23:59:59-23:59", "2099-01-01T00:00:00Z"),
         )
     ),
@@ -87,7 +91,9 @@ def test_unknown_user_and_type_are_both_told(stack: Stack, metric: dict[str, Any
         b'{"value":"\xff"}',
         b'{"metric_type":"\\ud800"}',
         b"[" * 100_000,
-        b"\xef\xbb\xbf{}",
+        b" \xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
     ],
     ids=repr,
 )
@@ -102,6 +108,21 @@ def test_body_that_is_no_object(stack: Stack, name: str, body: bytes) -> None:
     check_problem(requests.post(getattr(stack, name).url, data=body, timeout=10), "invalid_field")
 
 
+def test_leap_second_is_refused_by_that_name(stack: Stack, metric: dict[str, Any]) -> None:
+    for text in ("2016-12-31T23:59:60Z", "2016-12-31t23:59:60.5+01:00", "2017-01-01 00:59:60+01"):
+        problem = check_problem(stack.send(metric | {"timestamp": text}), "invalid_timestamp", "timestamp")
+        assert "leap second" in problem["detail"]
+
+
+@pytest.mark.parametrize("again", ['"value":99', '"v\\u0061lue" : 99', '"value":"x"', '"value":null'])
+def test_field_sent_twice_is_refused(stack: Stack, metric: dict[str, Any], again: str) -> None:
+    text = json.dumps(metric)
+    for body in (text.replace("{", "{" + again + ",", 1), text.replace("}", "," + again + "}", 1)):
+        problem = check_problem(requests.post(stack.ingest.url, data=body, timeout=10), "invalid_field", "value")
+        assert [error["metric_id"] for error in problem["errors"]] == [metric["metric_id"]]
+    assert stack.stored(metric["user_id"]) == []
+
+
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_number_that_is_not_finite(stack: Stack, metric: dict[str, Any], constant: str) -> None:
     body = json.dumps(metric).replace("12.34", constant)
@@ -109,14 +130,18 @@ def test_number_that_is_not_finite(stack: Stack, metric: dict[str, Any], constan
 
 
 @pytest.mark.parametrize(
-    "media_type", ["text/plain", "application/x-www-form-urlencoded", "application/x-ndjson", "json", ""]
+    "media_type",
+    ["text/plain", "application/x-www-form-urlencoded", "application/x-ndjson", "application/jsonl", "json"],
 )
 def test_media_type_that_is_not_read(stack: Stack, metric: dict[str, Any], media_type: str) -> None:
     answer = stack.send(metric, **{"Content-Type": media_type})
     assert "application/json" in check_problem(answer, "unsupported_media_type")["detail"]
 
 
-@pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/json ;x=y"])
+@pytest.mark.parametrize(
+    "media_type",
+    ["", ";a=b", "application/json; charset=utf-8", "APPLICATION/JSON", "application/json ;x=y"],
+)
 def test_media_type_with_parameters_is_read(stack: Stack, metric: dict[str, Any], media_type: str) -> None:
     assert stack.send(metric, **{"Content-Type": media_type}).status_code == 200
 

@@ -311,7 +311,7 @@ def test_memory_of_a_body_is_free_again_after_each_reply(library: None) -> None:
 
     async def all_of_them() -> list[int]:
         service = Service("ingest", handler)
-        free = service._memory.free
+        free = service.memory.free
         packed = (b"content-encoding", b"gzip")
         statuses = [
             await send(service, b" " * 1_000_000),
@@ -319,7 +319,7 @@ def test_memory_of_a_body_is_free_again_after_each_reply(library: None) -> None:
             await send(service, gzip.compress(b"{}"), packed),
             await send(service, b"no gzip", packed),
         ]
-        assert service._memory.free == free == LARGE_BODIES * LIMIT
+        assert service.memory.free == free == LARGE_BODIES * LIMIT
         return statuses
 
     assert asyncio.run(in_a_new_process(all_of_them())) == [503, 413, 503, 400]

@@ -9,12 +9,23 @@ import pytest
 import requests
 from openapi_spec_validator import validate
 
+from metrics_ingest.dashboard.api import ENDPOINTS
 from metrics_ingest.errors import CODES
 from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS
 from support.emulator import emulator
 from support.processes import ROOT, Postgres
 
+# Where each function takes a POST.
+POSTS = {
+    "/ingest/",
+    "/ingest_batch/",
+    "/ingest_batch/pubsub",
+    "/ingest_otlp/v1/metrics",
+    "/ingest_otlp/v1/logs",
+    "/users/",
+}
+API = {f"/dashboard/api/{name}": endpoint for name, endpoint in ENDPOINTS.items()}
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text())
 
 
@@ -36,17 +47,30 @@ def test_document_is_valid() -> None:
 
 def test_every_function_has_its_operations() -> None:
     functions = sorted(path.parent.name for path in (ROOT / "functions").glob("*/main.py"))
-    assert {path: set(operations) for path, operations in DOCUMENT["paths"].items()} == {
-        path: methods
-        for name in functions
-        for path, methods in ((f"/{name}/", {"get", "post"}), (f"/{name}/health", {"get"}))
-    }
+    shared = {path: {"get"} for name in functions for path in (f"/{name}/", f"/{name}/health")}
+    own = {path: {"post"} for path in POSTS} | {path: {"get"} for path in API}
+    expected = {path: shared.get(path, set()) | own.get(path, set()) for path in shared | own}
+    assert {path: set(operations) for path, operations in DOCUMENT["paths"].items()} == expected
+    assert {path.split("/")[1] for path in POSTS} == {f.name for f in FUNCTIONS if "POST" in f.methods}
+
+
+def test_every_parameter_of_the_dashboards_api_is_documented() -> None:
+    for path, endpoint in API.items():
+        parameters = DOCUMENT["paths"][path]["get"]["parameters"]
+        resolved = [
+            DOCUMENT["components"]["parameters"][one["$ref"].split("/")[-1]] if "$ref" in one else one
+            for one in parameters
+        ]
+        assert [(one["name"], one["in"]) for one in resolved] == [
+            (name, "query") for name in (*endpoint.parameters, "format")
+        ], path
 
 
 def test_request_bodies_are_of_the_types_that_the_functions_read() -> None:
     for function in FUNCTIONS:
-        post = DOCUMENT["paths"][f"/{function.name}/"].get("post", {"requestBody": {"content": ()}})
-        assert set(post["requestBody"]["content"]) == {media_type.decode() for media_type in function.media_types}
+        posts = [DOCUMENT["paths"][path]["post"] for path in POSTS if path.startswith(f"/{function.name}/")]
+        read = {media_type for post in posts for media_type in post["requestBody"]["content"]}
+        assert read == {media_type.decode() for media_type in function.media_types}
 
 
 def test_every_code_is_in_the_document_under_its_status() -> None:

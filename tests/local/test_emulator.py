@@ -49,7 +49,10 @@ def test_every_function_is_served_by_its_path(emulate: Emulate) -> None:
     for path in ("/ingest_batch/", "/ingest_batch"):
         answer = requests.post(server.url + path, data=b"[%b]" % ORIGINAL, timeout=10, allow_redirects=False)
         assert (answer.status_code, answer.json()["stored"]) == (200, 1)
-    for name in ("ingest", "ingest_batch", "users"):
+    for path in ("/ingest_otlp/v1/metrics", "/v1/metrics", "/v1/logs", "/v1/logs/"):
+        answer = requests.post(server.url + path, json={}, timeout=10, allow_redirects=False)
+        assert (answer.status_code, answer.json()) == (200, {})
+    for name in ("ingest", "ingest_batch", "ingest_otlp", "users"):
         assert requests.get(f"{server.url}/{name}/", timeout=10).json()["function"] == name
         assert requests.get(f"{server.url}/{name}/health", timeout=10).json()["database"] == "ok"
     for path in ("/nothing", "/ingestion/", "//"):

@@ -3,6 +3,7 @@
 import json
 import time
 import tracemalloc
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,9 @@ METRIC = {
 }
 
 
+NIL = str(UUID(int=0))
+
+
 def array(*metrics: Any) -> bytes:
     return json.dumps(metrics).encode()
 
@@ -39,6 +43,49 @@ def test_valid_metrics_are_read_alike_beside_an_invalid_one(parse: Any, body: An
     slow = parse(body(*metrics, METRIC | {"mood": "good"}), "key")
     assert (slow.received, slow.rows, list(slow.positions)) == (4, fast.rows, [0, 1, 2])
     assert [(fault.code, fault.field) for fault in slow.faults[3]] == [("unknown_field", "mood")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"session_id": None}, {"metric_id": None}, {"session_id": None, "metric_id": None}, {"value": 3}, {"value": True}],
+)
+@pytest.mark.parametrize(("parse", "body"), [(batch.parse_many, array), (batch.parse_lines, lines)])
+def test_field_sent_twice_is_found_beside_nulls(parse: Any, body: Any, changes: dict[str, Any]) -> None:
+    """Nor do valid metrics with nulls need the slow path to be accepted."""
+    metric = METRIC | changes
+    assert not parse(body(metric, METRIC), None).faults
+    twice = body(metric, METRIC).replace(b"{", b'{"session_id":null,"session_id": "",', 1)
+    found = parse(twice, None)
+    assert {position: [(fault.code, fault.field) for fault in faults] for position, faults in found.faults.items()} == {
+        0: [("invalid_field", "session_id")]
+    }
+
+
+def test_repeated_fields_are_reported_up_to_a_limit() -> None:
+    """Also names of any length, and each once."""
+    names = [f"{number}{'x' * 200}" for number in range(15)]
+    text = ",".join(f'"{name}":1,"{name}":2,"{name}":3' for name in names)
+    (faults,) = batch.parse_many(b"[{%b}]" % text.encode(), None).faults.values()
+    assert [fault.field for fault in faults if fault.code == "invalid_field"] == [name[:100] for name in names[:10]]
+
+
+@pytest.mark.parametrize("field", ["user_id", "session_id", "metric_id"])
+def test_nil_uuid_is_refused_wherever_a_uuid_is_read(field: str) -> None:
+    found = batch.parse_many(array(METRIC | {field: NIL}, METRIC), "key")
+    assert [(fault.code, fault.field) for fault in found.faults[0]] == [("invalid_uuid", field)]
+    assert list(found.positions) == [1]
+
+
+def test_timestamp_may_be_so_old_as_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faults(age_s: float) -> list[str]:
+        timestamp = datetime.fromtimestamp(time.time() - age_s, UTC).isoformat()
+        found = batch.parse_many(array(METRIC | {"timestamp": timestamp}), None)
+        return [fault.code for fault in found.faults.get(0, [])]
+
+    assert faults(7200) == []
+    monkeypatch.setenv("MAX_PAST_S", "3600")
+    settings.cache_clear()
+    assert (faults(3500), faults(3700)) == ([], ["timestamp_out_of_range"])
 
 
 def test_at_most_ten_unknown_fields_are_reported_per_metric() -> None:

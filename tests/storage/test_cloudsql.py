@@ -16,7 +16,9 @@ import pg8000.exceptions
 import pg8000.native
 import pytest
 import requests
+from click.testing import CliRunner
 
+from metrics_ingest.admin.cli import main
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import connect
 from metrics_ingest.storage.lane import Lane, SeenSessions
@@ -111,6 +113,20 @@ def test_with_an_instance_named_the_connector_logs_in(connector: None, database_
     instance, driver, user, name, options = Connector.asked
     assert (instance, driver, user, name) == (database_url, "pg8000", "robot@my-project.iam", "metrics_db")
     assert options == {"enable_iam_auth": True, "refresh_strategy": "lazy"}
+
+
+def test_migrations_and_commands_log_in_with_the_connector(
+    connector: None, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DATABASE_URL names a host that nobody listens on."""
+    postgres.run("CREATE DATABASE by_connector")
+    monkeypatch.setenv("CLOUD_SQL_INSTANCE", postgres.url("by_connector"))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://robot%40my-project.iam@127.0.0.1:1/metrics_db")
+    runner = CliRunner()
+    for arguments in (["migrate"], ["type", "list", "--json"], ["rejected", "replay"], ["summaries", "refresh"]):
+        result = runner.invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert query(postgres.url("by_connector"), "SELECT count(*) > 3 FROM metric_types") == [[True]]
 
 
 def test_what_the_connector_raises_is_an_unavailable_store(connector: None) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import pg8000.dbapi
+import pg8000.native
 import psutil
 import pytest
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from metrics_ingest.errors import ConnectionLost, IngestError, StatementRefused, StoreUnavailable
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage.driver import DatabaseSocket, connect, reason_of, sqlstate, translate
+from metrics_ingest.storage.driver import DatabaseSocket, connect, connect_dbapi, reason_of, sqlstate, translate
 from support.processes import Postgres
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,7 @@ LOOK_AT = """pg8000 has changed, or its bound in pyproject.toml. What to look at
 - `_usock` is the connected socket, TLS included, and `_sock` a buffered file of it, made by makefile("rwb");
 - the login ends with ReadyForQuery, and nothing that needs an answer is read ahead of the first exchange;
 - DatabaseError has the error's fields, by their one-letter codes, as its only argument;
+- pg8000.native.Connection adds `_context` to what CoreConnection has, and pg8000.dbapi.Connection `autocommit`;
 - a refused login is in the __context__ of the InterfaceError, when the server has closed the connection.
 Then raise the bound, and the version here."""
 
@@ -34,6 +37,10 @@ def test_shape_of_pg8000_is_the_one_that_driver_uses(postgres: Postgres) -> None
     assert "pg8000>=1.31.5,<1.32" in dependencies, LOOK_AT
     assert re.match(r"1\.31\.", version("pg8000")), LOOK_AT
     connection = connect(read_database({"DATABASE_URL": postgres.url()}), 10)
+    assert pg8000.dbapi.Connection.__mro__[1:] == pg8000.native.Connection.__mro__[1:], LOOK_AT
+    other = connect_dbapi(read_database({"DATABASE_URL": postgres.url()}), 10)
+    assert vars(connection).keys() ^ vars(other).keys() == {"_context", "autocommit"}, LOOK_AT
+    other.close()
     inside = DatabaseSocket(connection)
     assert isinstance(inside.socket, socket.socket), LOOK_AT
     assert isinstance(inside._file, io.BufferedRWPair), LOOK_AT

@@ -145,7 +145,7 @@ def test_four_at_once_apply_each_migration_once(empty: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: command("migrate", url=empty), range(4)))
     assert [process.returncode for process in done] == [0] * 4, done
-    for name in ("0001", "0004", "functions"):
+    for name in ("0001", "0005", "functions"):
         assert sum(process.stdout.count(f"applied {name}") for process in done) == 1
 
 
@@ -256,6 +256,7 @@ def test_command_says_what_it_did(empty: str) -> None:
         "applied 0002-create-roles",
         "applied 0003-keep-rejected-metrics",
         "applied 0004-create-summaries",
+        "applied 0005-mark-keyed-rejections",
         "applied functions",
     ]
     assert second.stdout == "nothing to do: the schema is up to date\n"

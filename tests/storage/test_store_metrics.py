@@ -27,6 +27,41 @@ def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.unseen([rows[-1], rows[0]]) == [False, True]
 
 
+def test_session_may_begin_with_a_metric_earlier_than_those_seen() -> None:
+    seen = SeenSessions()
+    user, session = uuid4().bytes, uuid4().bytes
+    rows: list[MetricRow] = [(user, at, uuid4().bytes, session, "talked_time", 1.0) for at in (5, 7, 3, 4)]
+    seen.remember([rows[0]])
+    assert seen.unseen(rows) == [False, False, True, True]
+    seen.remember(rows)
+    assert seen.unseen(rows) == []
+
+
+def test_slow_path_locks_sessions_before_metrics(database_url: str) -> None:
+    """As the fast path does. Else the two deadlock, when both move back the start of a session."""
+    user, stored, sent = uuid4(), uuid4(), uuid4()
+    query(database_url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+    values = [(stored, "2024-08-08"), (stored, "2024-08-08"), (sent, "2024-08-07")]
+    columns: list[list[Any]] = [
+        [user] * 3, [time for _, time in values], [metric_id for metric_id, _ in values], [user] * 3,
+        ["talked_time"] * 3, [1] * 3, ["t"] * 3,
+    ]  # fmt: skip
+    call = "SELECT store_metrics(" + ", ".join("'{" + ",".join(map(str, column)) + "}'" for column in columns) + ")"
+    query(database_url, f"INSERT INTO sessions VALUES ('{user}', '{user}', '2024-08-09')")
+    other = connect(read_database({"DATABASE_URL": database_url}), 30)
+    other.run(f"BEGIN; UPDATE sessions SET start_time = '2024-08-08' WHERE user_id = '{user}'")
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(query, database_url, call)
+        eventually(lambda: query(database_url, "SELECT pid FROM pg_locks WHERE NOT granted"))
+        other.run(f"INSERT INTO metrics VALUES ('{user}', '2024-08-07', '{sent}', '{user}', 'talked_time', 1)")
+        other.run("COMMIT")
+        assert [entry["outcome"] for entry in done.result(10)[0][0]] == ["duplicate", "duplicate"]
+    other.close()
+    assert query(database_url, f"SELECT start_time::text FROM sessions WHERE user_id = '{user}'") == [
+        ["2024-08-07 00:00:00+00"]
+    ]
+
+
 def test_session_that_was_seen_and_is_gone_is_made_again(stack: Stack, metric: dict[str, Any]) -> None:
     """As `metrics-ingest user forget` or an operator may remove it under a function that has seen it stored."""
     user = metric["user_id"]

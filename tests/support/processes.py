@@ -214,9 +214,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start_function(name: str, database_url: str, **environment: str) -> Server:
+def start_function(name: str, database_url: str, port: int = 0, /, **environment: str) -> Server:
     """Start `functions-framework --target NAME` by the plain command and wait until it answers."""
-    port = free_port()
+    port = port or free_port()
     source = ROOT / "functions" / name / "main.py"
     server = Server(
         [str(BIN / "functions-framework"), "--target", name, "--source", str(source), "--port", str(port)],

@@ -1,5 +1,6 @@
 """The command `metrics-ingest`: the root, `migrate`, and the table of the other commands."""
 
+import os
 from importlib import import_module
 
 import click
@@ -49,10 +50,13 @@ def main() -> None:
 @click.option("--rollback", is_flag=True, help="Undo every migration instead: drop all tables and ALL DATA.")
 @click.option("--yes", is_flag=True, help="Do not ask before a rollback.")
 def migrate(rollback: bool, yes: bool) -> None:
-    """Bring the schema up to date, and create the partitions of this month and the next two."""
+    """Bring the schema up to date, and create the partitions of this month and the next two.
+
+    With READER_PASSWORD in the environment the role metrics_reader may log in with that password afterwards.
+    """
     from pg8000.exceptions import Error
 
-    from metrics_ingest.admin.database import configured_database
+    from metrics_ingest.admin.database import configured_database, let_reader_log_in
     from metrics_ingest.storage import migrations
     from metrics_ingest.storage.driver import reason_of
 
@@ -65,5 +69,8 @@ def migrate(rollback: bool, yes: bool) -> None:
         raise click.ClickException(f"cannot migrate: {reason}") from error
     for name in names:
         click.echo(f"{'rolled back' if rollback else 'applied'} {name}")
+    if not rollback and (password := os.environ.get("READER_PASSWORD")):
+        let_reader_log_in(password)
+        click.echo("metrics_reader may log in")
     if not names:
         click.echo("nothing to roll back" if rollback else "nothing to do: the schema is up to date")

@@ -57,6 +57,12 @@ def open_connection() -> Iterator[Any]:
             connection.close()
 
 
+def let_reader_log_in(password: str) -> None:
+    """Give the role metrics_reader this password. Raise ClickException when the database's role may not do that."""
+    with open_connection() as connection:
+        connection.run(f"ALTER ROLE metrics_reader LOGIN PASSWORD {literal(password)}")
+
+
 def query(connection: Any, sql: str, **parameters: Any) -> list[Record]:
     """Run a query; return its rows as dictionaries by column name."""
     values = connection.run(sql, **parameters)

@@ -19,14 +19,14 @@ SUMMARY = """
     ORDER BY rejected DESC, code
 """
 LIST = """
-    SELECT rejected_id, received_at, route, key_name, codes, detail, metric_id, payload, payload_bytes
+    SELECT rejected_id, received_at, route, key_name, codes, detail, metric_id, keyed, payload, payload_bytes
     FROM rejected_metrics {where} ORDER BY received_at, rejected_id LIMIT {limit}
 """
 # The options that select rejected metrics: the condition on its value, type and help of each.
 SELECTION = {
     "since": ("received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
     "code": ("{} = ANY (codes)", str, "Only metrics rejected with this error code."),
-    "route": ("route = {}", str, "Only metrics sent to this function: ingest or ingest_batch."),
+    "route": ("route = {}", str, "Only metrics sent to this function: ingest, ingest_batch or ingest_otlp."),
     "key": ("key_name = {}", str, "Only metrics sent with the API key of this name."),
 }
 
@@ -44,7 +44,7 @@ def _where(options: Record) -> str:
 
 @click.group()
 def command() -> None:
-    """Count, list and replay the metrics that ingest and ingest_batch rejected.
+    """Count, list and replay the metrics that ingest, ingest_batch and ingest_otlp rejected.
 
     The functions keep rejected metrics unless KEEP_REJECTED is false: at most 8 KiB of each, and a limited number per
     second. `partitions maintain` drops them after three months.
@@ -84,18 +84,22 @@ def _printable(payload: bytes) -> str:
 
 @command.command(short_help="Store rejected metrics whose error is fixed.")
 @selection
+@click.option("--force", is_flag=True, help="Also metrics whose sender has no identity of them: see above.")
 @JSON_OPTION
-def replay(as_json: bool, **options: Any) -> None:
+def replay(force: bool, as_json: bool, **options: Any) -> None:
     """Validate and store rejected metrics again, for example after a missing metric type was added.
 
     What is stored now, or was stored before (`duplicates`), is removed from the rejected metrics. The rest stays there.
+
+    A metric that was sent without metric_id and Idempotency-Key is stored only with --force (until then it counts as
+    `needs_force`), because if its sender has sent it again since, it is stored twice.
     """
     counts: Counter[str] = Counter()
     last: Kept | None = FIRST
     with open_connection() as connection:
         while last:
             with transaction(connection):
-                last = replay_after(connection, last, _where(options), counts)
+                last = replay_after(connection, last, _where(options), counts, force=force)
     result = {name: counts.pop(name, 0) for name in ("stored", "duplicates")}
     by_code = dict(sorted(counts.items()))
     print_record(result | {"still_rejected": sum(by_code.values())} | by_code, as_json=as_json, title="replayed")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from metrics_ingest.settings import LOG_LEVELS, ApiKey, BadSetting, Database, read_database
+from metrics_ingest.settings import LOG_LEVELS, SERVERS, ApiKey, BadSetting, Database, read_database
 
 KEY_FORM = re.compile(r"([A-Za-z0-9_.-]{1,64}):([0-9a-fA-F]{64})")
 
@@ -18,6 +18,7 @@ class Configuration:
     database: Database
     read_keys: tuple[ApiKey, ...]
     log_level: str
+    server: str  # one of SERVERS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Configuration":
@@ -25,7 +26,10 @@ class Configuration:
         log_level = environ.get("LOG_LEVEL", "").strip().upper() or "INFO"
         if log_level not in LOG_LEVELS:
             raise BadSetting(f"LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}, not {log_level[:40]!r}")
-        return cls(_database(environ), _read_keys(environ), log_level)
+        server = environ.get("SERVER", "").strip().lower() or "tuned"
+        if server not in SERVERS:
+            raise BadSetting(f"SERVER must be one of {', '.join(SERVERS)}, not {server[:40]!r}")
+        return cls(_database(environ), _read_keys(environ), log_level, server)
 
 
 @cache

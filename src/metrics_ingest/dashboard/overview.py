@@ -101,10 +101,10 @@ REFUSED = """
     ORDER BY refused DESC, code
 """
 VERSION = """
-    SELECT refreshed_at::text || ' ' || seen_xid::text || ' '
-           || (SELECT count(*) || ' ' || COALESCE(max(hour)::text, '') FROM summary_repairs) AS version
+    SELECT concat_ws(' ', refreshed_at, seen_xid, (SELECT count(*) || ' ' || max(hour) FROM summary_repairs)) AS version
     FROM summary_state
 """
+NEWEST_REFUSED = "SELECT max(received_at) AS newest FROM rejected_metrics"
 # COALESCE evaluates its arguments one after the other: the block-range index makes the first ones cheap.
 FRESHNESS = """
     SELECT COALESCE(
@@ -141,7 +141,7 @@ def overview(session: Session, wanted: Range) -> Row:
         "to": wanted.end,
         "metrics": metrics,
         "users": session.remember(("users", wanted, version), lambda: users_in(session, wanted)),
-        **session.row(SESSIONS, start=wanted.start, end=wanted.end),
+        **session.remember(("sessions", wanted, version), lambda: sessions_in(session, wanted)),
         "types": types,
         "delay": delay_in(session, wanted, metrics),
         "refused": {row["code"]: row["refused"] for row in refused},
@@ -174,10 +174,20 @@ def users_in(session: Session, wanted: Range) -> int:
     return users
 
 
+def sessions_in(session: Session, wanted: Range) -> Row:
+    """How many sessions began in the range."""
+    return session.row(SESSIONS, start=wanted.start, end=wanted.end)
+
+
 def version_of(session: Session) -> str:
     """What changes with every change of the summaries: a refresh, or an erasure, which leaves hours to be repaired."""
     version: str | None = session.row(VERSION)["version"]
     return version or ""
+
+
+def state_of(session: Session) -> tuple[str, Any]:
+    """What changes with the summaries and with every refused metric."""
+    return version_of(session), session.row(NEWEST_REFUSED)["newest"]
 
 
 def delay_in(session: Session, wanted: Range, metrics: int) -> Row:

@@ -1,6 +1,7 @@
 """Reading from the database: one connection and one thread a process, apart from those that store metrics."""
 
 import asyncio
+import math
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -59,21 +60,25 @@ class TooManyReaders(Overloaded):
 class Session:
     """One read-only transaction; valid inside the function that is given to `Reader.read`."""
 
-    def __init__(self, connection: pg8000.native.Connection, remembered: dict[object, Any]) -> None:
+    def __init__(self, connection: pg8000.native.Connection, remembered: dict[object, tuple[float, Any]]) -> None:
         self._connection = connection
         self._remembered = remembered
 
-    def remember(self, key: object, compute: Callable[[], Result]) -> Result:
-        """The result of `compute`, from the last time that it was computed under this key, if it was.
+    def remember(self, key: object, compute: Callable[[], Result], keep_s: float = math.inf) -> Result:
+        """The result of `compute`, from the last time that it was computed under this key, if that is not too long ago.
 
-        The key must change with everything that the result depends on.
+        The key must change with everything that the result depends on, unless it may be `keep_s` old.
         """
-        if key not in self._remembered:
+        now = time.monotonic()
+        at, result = self._remembered.get(key, (-math.inf, None))
+        if now - at >= keep_s or key not in self._remembered:
+            result = compute()
+            self._remembered.pop(key, None)
             if len(self._remembered) >= MOST_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[key] = compute()
-        result: Result = self._remembered[key]
-        return result
+            self._remembered[key] = now, result
+        kept: Result = result
+        return kept
 
     def rows(self, sql: str, **parameters: Any) -> list[Row]:
         """Run one query and return its rows by column name."""
@@ -95,7 +100,7 @@ class Reader:
         self._executor = ThreadPoolExecutor(1, "dashboard")
         self._connection: pg8000.native.Connection | None = None
         self._waiting = 0
-        self._remembered: dict[object, Any] = {}
+        self._remembered: dict[object, tuple[float, Any]] = {}
 
     async def read(self, query: Callable[[Session], Result]) -> Result:
         """Call `query` in the reading thread, in a read-only transaction, and return its result.

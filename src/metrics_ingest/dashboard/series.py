@@ -146,10 +146,11 @@ def activity(session: Session, step: str, wanted: Range) -> Row:
     def read(name: str) -> dict[int, int]:
         return {row["at"]: row["figure"] for row in session.rows(queries[name], **bounds)}
 
-    found = {name: read(name) for name in queries if (name, step) != ("users", "day")}
-    if step == "day":
-        key = ("users by day", wanted, version_of(session))
-        found["users"] = session.remember(key, lambda: read("users"))
+    if step == "day":  # a scan of the users' days, and of the sessions
+        key = ("by day", wanted, version_of(session))
+        found = session.remember(key, lambda: {name: read(name) for name in queries})
+    else:
+        found = {name: read(name) for name in queries}
     times = sorted(set().union(*found.values()))
     missing = {"users": None} if "users" not in found else {}
     return {

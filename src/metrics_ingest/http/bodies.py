@@ -5,6 +5,7 @@ keys 1.6 GB), so the number of values is limited, before parsing, to what the me
 """
 
 import zlib
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 
 from pydantic_core import from_json
@@ -21,6 +22,7 @@ LARGE_BODIES = 4  # times MAX_BODY_BYTES: the memory of all other bodies of a fu
 ARRIVING_BODIES = 3  # of these: the memory of those that have not arrived as a whole
 LENGTH_DIGITS = 19  # of a Content-Length; int() raises ValueError for more than 4,300
 UNPACKED_PER_STEP = 1_048_576  # bytes
+GZIP_MAGIC = b"\x1f\x8b"
 GZIP_MEMBERS = 4_096  # of one body; each costs a decompressor
 VALUES_PER_METRIC = 16  # a valid metric has 6; the rest allows for reporting unknown fields of each metric
 NESTED_PER_METRIC = 4
@@ -70,9 +72,9 @@ class Reservation:
 
 
 async def read_body(request: Request, headers: Headers, limit: int, reservation: Reservation) -> bytes:
-    """Return the body, decompressed. `limit` holds for its size as sent and decompressed, checked while reading.
+    """Return the body, decompressed and without a byte order mark. `limit` holds for its size as sent and decompressed.
 
-    Raise RequestRefused, Overloaded.
+    Gzip is recognised by its first two bytes, too: no JSON begins with them. Raise RequestRefused, Overloaded.
     """
     gzipped = is_gzip(headers)
     declared = headers.get(b"content-length", b"")
@@ -93,10 +95,11 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
         reservation.add(len(body))
     if len(body) > limit:
         raise _too_large(limit)
-    if gzipped:
+    if gzipped or body.startswith(GZIP_MAGIC):
         body = await in_turns(gunzip_steps(body, limit))
         reservation.add(len(body))
-    return body
+    request.scope["body_is_read"] = True
+    return body.removeprefix(BOM_UTF8)
 
 
 async def _receive(request: Request, limit: int, reservation: Reservation) -> bytes:
@@ -148,7 +151,7 @@ def gunzip_steps(packed: bytes, limit: int) -> Steps[bytes]:
                 return bytes(unpacked)
         raise zlib.error(f"it has more than {GZIP_MEMBERS} members")
     except zlib.error as error:
-        raise RequestRefused(Fault("malformed_json", f"the body is not gzip as announced: {error}")) from error
+        raise RequestRefused(Fault("malformed_json", f"the body is not valid gzip: {error}")) from error
 
 
 def check_structure(body: bytes, max_metrics: int, *, ndjson: bool = False) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
+PROTOBUF = b"application/x-protobuf"
+NDJSON_ALIASES = (b"application/ndjson", b"application/jsonl", b"application/jsonlines", b"application/x-jsonlines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,10 @@ class Function:
 
 
 FUNCTIONS = (
+    Function("dashboard", ("GET",), ("/dashboard/",)),
     Function("ingest", ("POST",), ("/ingest/",), (JSON,)),
     Function("ingest_batch", ("POST",), ("/ingest_batch/",), (JSON, NDJSON)),
+    Function("ingest_otlp", ("POST",), ("/ingest_otlp/", "/v1/metrics/", "/v1/logs/"), (PROTOBUF, JSON)),
     Function("users", ("POST",), ("/users/",), (JSON,)),
 )
 BY_NAME = {function.name: function for function in FUNCTIONS}

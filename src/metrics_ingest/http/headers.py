@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.http.functions import JSON
+from metrics_ingest.http.functions import JSON, NDJSON, NDJSON_ALIASES
 from metrics_ingest.model.validation import excerpt
 
 Headers = Mapping[bytes, bytes]
@@ -22,8 +22,9 @@ def combined(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
 
 
 def media_type(headers: Headers) -> bytes:
-    """Return the Content-Type without its parameters. Without the header the body is JSON."""
-    return headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
+    """Return the Content-Type without its parameters, and NDJSON by one name. Absent or empty it is JSON."""
+    sent = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower() or JSON
+    return NDJSON if sent in NDJSON_ALIASES else sent
 
 
 def accepted_media_type(headers: Headers, accepted: Sequence[bytes]) -> bytes:

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from metrics_ingest import __version__
 from metrics_ingest.errors import CODES
 from metrics_ingest.http.functions import FUNCTIONS
-from metrics_ingest.model.metric import METRIC
-from metrics_ingest.model.user import USER
+from metrics_ingest.model.metric import Metric
+from metrics_ingest.model.user import User
 
 BASE = Path(__file__).with_name("openapi_base.json")
 
@@ -24,8 +26,8 @@ def document() -> dict[str, Any]:
     result["info"]["version"] = __version__
     result["paths"] = _paths(result["paths"])
     result["components"]["schemas"] |= {
-        "Metric": METRIC.json_schema(),
-        "User": USER.json_schema(),
+        "Metric": TypeAdapter(Metric).json_schema(),
+        "User": TypeAdapter(User).json_schema(),
         "Code": {"type": "string", "enum": list(CODES)},
         "FunctionName": {"type": "string", "enum": [function.name for function in FUNCTIONS]},
     }

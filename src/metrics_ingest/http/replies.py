@@ -23,7 +23,7 @@ from metrics_ingest.http.functions import JSON
 from metrics_ingest.model.validation import MAX_LISTED
 from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.storage.ingest import Report
-from metrics_ingest.storage.quarantine import Faults
+from metrics_ingest.storage.quarantine import Rejected
 
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = {"store_unavailable": 2, "overloaded": 1}
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
-    rejected: Faults | None = None  # of a batch: what the service puts in quarantine
+    rejected: Rejected | None = None  # of a batch: what the service puts in quarantine
     shorter = b""  # a body to send instead when memory is short
     release: Callable[[], None] | None = None  # to be called when the client has read the reply
 
@@ -92,7 +92,7 @@ def report_reply(report: Report, *, strict: bool = False) -> Reply:
 
     reply = Reply(report.status, body(errors), [(b"preference-applied", b"handling=strict")] if strict else [])
     if errors:
-        reply.rejected, reply.shorter = report.faults, body([])
+        reply.shorter = body([])
     return reply
 
 

@@ -15,11 +15,11 @@ from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import Memory, Reservation, check_structure, read_body
 from metrics_ingest.http.cors import Cors, check_origin, preflight
 from metrics_ingest.http.functions import BY_NAME, NDJSON
-from metrics_ingest.http.headers import Headers, accepted_media_type, combined, media_type
+from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.quarantine import Faults, keep
+from metrics_ingest.storage.quarantine import Rejected, keep
 from metrics_ingest.storage.writer import writer
 
 HEALTH_TIMEOUT_S = 2.0
@@ -36,17 +36,25 @@ class Service:
 
     `name` is its name in FUNCTIONS. `handler` gets each body, decompressed, with the header fields, and returns the
     reply or raises. A body holds at most `max_items` metrics (or users). With `keeps_rejected`, the metrics that the
-    handler refuses are put in quarantine.
+    handler refuses are put in quarantine. `memory` is that of another service of the same function, to share it.
     """
 
-    def __init__(self, name: str, handler: Handler, max_items: int = 1, *, keeps_rejected: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        max_items: int = 1,
+        *,
+        keeps_rejected: bool = False,
+        memory: Memory | None = None,
+    ) -> None:
         self.function = BY_NAME[name]
         self.settings = settings()
         self._handler = handler
         self._max_items = max_items
         self._keeps_rejected = keeps_rejected
         self._cors = Cors(self.settings.cors_origins) if self.settings.cors_origins else None
-        self._memory = Memory(self.settings.max_body_bytes)
+        self.memory = memory or Memory(self.settings.max_body_bytes)
         self._free_for_replies = self.settings.max_body_bytes
         logs.start(self.settings)
 
@@ -54,12 +62,14 @@ class Service:
         """Reply to any request. Raise nothing, because functions-framework would reply in a form of its own."""
         try:
             begin_process()
+            if request.method != "OPTIONS" and not self.settings.api_keys:
+                check_origin(request.scope["headers"], self._cors)
             response = await (self._post(request) if request.method == "POST" else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
             if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
                 logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
-            response = problem(error)
+            response = self._error_reply(request, error)
         if not request.scope.get("body_is_read") and fast_path(request.scope) is None and _has_body(request):
             response.raw_headers.append((b"connection", b"close"))  # else uvicorn would read all of it
         self._reserve(response)
@@ -81,13 +91,7 @@ class Service:
 
         response.release = release
 
-    def _check_origin(self, headers: Headers) -> None:
-        if not self.settings.api_keys:
-            check_origin(headers, self._cors)
-
     async def _other(self, request: Request) -> Response:
-        if request.method != "OPTIONS":
-            self._check_origin(combined(request.scope["headers"]))
         if request.method in ("GET", "HEAD"):
             return await self._get(request)
         if request.method == "OPTIONS" and self._cors:
@@ -99,31 +103,38 @@ class Service:
 
     async def _post(self, request: Request) -> Response:
         headers = combined(request.scope["headers"])
-        self._check_origin(headers)
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)  # in the scope for the log
-        ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
-        reservation = Reservation(self._memory)
+        reservation = Reservation(self.memory)
         try:
-            body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
-            request.scope["body_is_read"] = True
-            check_structure(body, self._max_items, ndjson=ndjson)
+            body = await self._read(request, headers, reservation)
             return await self._handle(body, headers, caller)
         finally:
             reservation.release()
 
+    async def _read(self, request: Request, headers: Headers, reservation: Reservation) -> bytes:
+        """Return the body, decompressed and within all limits. Raise RequestRefused, Overloaded."""
+        ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
+        body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
+        check_structure(body, self._max_items, ndjson=ndjson)
+        return body
+
+    def _error_reply(self, _request: Request, error: Exception) -> Response:
+        """Return the reply for any exception."""
+        return problem(error)
+
     async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Reply:
         """Return the handler's reply, after putting in quarantine what it refused."""
-        faults: Faults | None = None
+        rejected: Rejected | None = None
         try:
             reply = await self._handler(body, headers)
-            faults = reply.rejected
+            rejected = reply.rejected
             return reply
         except RequestRefused as error:
-            faults = {None: error.faults}
+            rejected = Rejected({0: error.faults}, [body])
             raise
         finally:
-            if faults and self._keeps_rejected:
-                await keep(self.function.name, caller, body, media_type(headers) == NDJSON, faults)
+            if rejected and rejected.faults and self._keeps_rejected:
+                await keep(self.function.name, caller, rejected, keyed=b"idempotency-key" in headers)
 
     async def _get(self, request: Request) -> Response:
         """Reply 200: liveness, or on a path that ends with /health after the database has replied."""

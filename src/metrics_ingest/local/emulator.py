@@ -6,26 +6,20 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import pg8000.exceptions
 import uvicorn
 from functions_framework import create_app
-from pydantic_core import to_json
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metrics_ingest.errors import Fault, RequestRefused
-from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS, owner
-from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.http.replies import problem
+from metrics_ingest.local.front_page import front_page
+from metrics_ingest.local.refreshing import Refresher
 from metrics_ingest.server.handler import without_middleware
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
@@ -33,8 +27,15 @@ from metrics_ingest.storage.driver import reason_of
 
 OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
 ROOT = Path(__file__).parents[3]
+NO_READ_KEYS = (
+    "the dashboard is closed, because API_KEYS is set and READ_KEYS is not; set READ_KEYS (`metrics-ingest key new`"
+    " prints an entry), or ALLOW_ANONYMOUS=true to let anybody read"
+)
 READY_MESSAGE = """\
 metrics-ingest is ready:
+  start here {base}/
+  dashboard  {base}/dashboard/{locked}
+  API page   {base}/docs
 {routes}
 
 try it:
@@ -48,47 +49,33 @@ see what is stored:
 
 stop with Ctrl-C
 """
-DOCS = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>metrics-ingest</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
-</head>
-<body>
-<p>For pages: <a href="/client.js">/client.js</a>, a client that delivers each metric exactly once.</p>
-<div id="docs"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#docs", validatorUrl: null, tryItOutEnabled: true})</script>
-</body>
-</html>
-"""
 
 
 class Dispatcher:
     """Passes each request to the function that owns its path. The path is not changed."""
 
-    def __init__(self, functions: dict[str, ASGIApp], host: str) -> None:
-        """`host` is the address that the emulator listens on, or a name of it."""
+    def __init__(self, functions: dict[str, ASGIApp], front: ASGIApp, stored: Callable[[], None], host: str) -> None:
+        """`front` serves all other paths; `stored` is called after each request that may have stored metrics.
+
+        `host` is the address that the emulator listens on, or a name of it.
+        """
         self._functions = functions
+        self._front = front
+        self._stored = stored
         self._host = host
-        self._docs = _docs()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
         if not self._is_own_host(scope):
             await problem(RequestRefused(Fault("forbidden_origin", OTHER_HOST)))(scope, receive, send)
             return
-        segment = scope["path"].strip("/").partition("/")[0]
-        app: ASGIApp | None
-        if not segment and scope["method"] in ("GET", "HEAD"):
-            app = Reply(200, to_json({"functions": [f"/{name}/" for name in self._functions]}))
-        else:
-            function = owner(scope["path"])
-            owned = self._functions[function.name] if function else None
-            app = self._docs if segment in ("docs", "openapi.json", "client.js") else owned
-        await (app or _not_found(scope))(scope, receive, send)
+        function = owner(scope["path"])
+        if function is None:
+            await self._front(scope, receive, send)
+            return
+        await self._functions[function.name](scope, receive, send)
+        if scope["method"] == "POST" and function.name.startswith("ingest"):
+            self._stored()
 
     def _is_own_host(self, scope: Scope) -> bool:
         """Return whether the Host is an address, a name of this machine for itself, or HOST.
@@ -106,53 +93,51 @@ class Dispatcher:
             return False
 
 
-def _docs() -> ASGIApp:
-    """Serve the browser client, the OpenAPI document, and Swagger UI from its wheel (extra `local`)."""
-
-    async def document(_: Request) -> Response:
-        return Response(openapi.to_text(), media_type="application/json")
-
-    async def page(_: Request) -> Response:
-        return HTMLResponse(DOCS)
-
-    async def client(_: Request) -> Response:
-        file = ROOT / "clients" / "browser" / "metrics-ingest.classic.js"
-        headers = {"Access-Control-Allow-Origin": "*"}  # for pages of other origins that import it
-        return FileResponse(file, media_type="text/javascript", headers=headers)
-
-    async def missing(request: Request, _: Exception) -> Response:
-        return _not_found(request.scope)
-
-    routes: list[BaseRoute] = [Route("/openapi.json", document), Route("/client.js", client)]
-    if found := find_spec("flask_swagger_ui"):  # not imported, because that would import Flask
-        assets = StaticFiles(directory=Path(str(found.origin)).parent / "dist")
-        routes += [Route("/docs", page), Route("/docs/", page), Mount("/docs", assets)]
-    return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
+async def _dashboard_without_keys(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve in place of a dashboard that nobody may read."""
+    fault = Fault("unauthorized", NO_READ_KEYS)
+    await problem(RequestRefused(fault, headers={"WWW-Authenticate": "Bearer"}))(scope, receive, send)
 
 
-def _not_found(scope: Scope) -> Response:
-    return problem(RequestRefused(Fault("not_found", f"no function serves the path {scope['path'][:200]!r}")))
-
-
-def load(directory: Path, host: str) -> Dispatcher:
-    """Load each function from its file in `directory` (<name>/main.py)."""
-    names = [function.name for function in FUNCTIONS]
+def load(directory: Path, base: str, stored: Callable[[], None], host: str) -> Dispatcher:
+    """Load each function from its file in `directory` (<name>/main.py), for an emulator at `base`."""
+    names = [function.name for function in FUNCTIONS if function.name != "dashboard" or _may_read()]
     apps = {name: create_app(name, str(directory / name / "main.py"), "http") for name in names}
-    return Dispatcher({name: without_middleware(app) for name, app in apps.items()}, host)
+    functions = {name: without_middleware(app) for name, app in apps.items()}
+    front = front_page({name: f"{base}/{name}/health" for name in names})
+    return Dispatcher({"dashboard": _dashboard_without_keys, **functions}, front, stored, host)
+
+
+def _may_read() -> bool:
+    return bool(os.environ.get("READ_KEYS", "").strip()) or _anonymous()
+
+
+def _anonymous() -> bool:
+    return os.environ["ALLOW_ANONYMOUS"].strip().lower() == "true"
 
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM. Raise SystemExit with one line when a setting cannot be used."""
     # Before uvicorn installs its own handlers, SIGTERM must exit through the `finally` that stops the database.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.environ.setdefault("ALLOW_ANONYMOUS", "true")
+    # Whoever sets keys for sending does not expect that anybody may read, so then the dashboard needs READ_KEYS.
+    os.environ.setdefault("ALLOW_ANONYMOUS", "false" if os.environ.get("API_KEYS", "").strip() else "true")
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
     with suppress(KeyboardInterrupt), _database() as psql:  # uvicorn raises it again after it has stopped
-        functions = load(ROOT / "functions", host)
-        _announce(f"http://{host}:{listener.getsockname()[1]}", psql)
-        config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
-        uvicorn.Server(config).run(sockets=[listener])
+        base = _address(host, listener.getsockname()[1])
+        with Refresher(settings().database).running() as refresher:
+            refresher.notice()  # of metrics that were stored while no emulator ran
+            functions = load(ROOT / "functions", base, refresher.notice, host)
+            _announce(base, psql)
+            config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _address(host: str, port: int) -> str:
+    """Return the address at which this machine reaches a server that listens on `host`."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def _listen(host: str, port: str) -> socket.socket:
@@ -197,9 +182,14 @@ def _migrate() -> None:
 
 def _announce(base: str, psql: str) -> None:
     routes = "\n".join(
-        f"  {method} {base}{path}" for function in FUNCTIONS for method in function.methods for path in function.paths
+        f"  {method} {base}{path}"
+        for function in FUNCTIONS
+        for method in function.methods
+        if method != "GET"
+        for path in function.paths
     )
-    sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql))
+    locked = "" if _may_read() else "  (closed: set READ_KEYS or ALLOW_ANONYMOUS)"
+    sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql, locked=locked))
     sys.stdout.flush()
 
 

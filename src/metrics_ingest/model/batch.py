@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any
@@ -14,8 +14,16 @@ from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.metric import FIELDS, METRIC, Metric, MetricRow
-from metrics_ingest.model.validation import MAX_LISTED, STRICT, parse_json, unknown_fields, validate_item
+from metrics_ingest.model.metric import READER, Metric, MetricRow
+from metrics_ingest.model.validation import (
+    MAX_LISTED,
+    ONE_ERROR,
+    STRICT,
+    RepeatedFields,
+    has_no_repeats,
+    parse_json,
+    unknown_fields,
+)
 from metrics_ingest.settings import settings
 from metrics_ingest.steps import Steps, at_once
 
@@ -28,10 +36,11 @@ IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 class Batch:
     """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position.
 
+    `sent` has every metric by position as it was read: the bytes of a line or of a body, or an item of a JSON array.
     The faults of MAX_LISTED metrics are described; the lists of others are empty, and `unlisted` counts their faults.
     """
 
-    received: int
+    sent: Sequence[Any]
     rows: list[MetricRow]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
@@ -42,13 +51,18 @@ class Batch:
         """The number of all faults."""
         return self.unlisted + sum(map(len, self.faults.values()))
 
+    @property
+    def received(self) -> int:
+        """The number of metrics in the request."""
+        return len(self.sent)
+
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    rows, faults = metric.complete([metric.read(body)], range(1), key, settings().max_future_skew_s)
-    if faults:
-        raise RequestRefused(*faults[0])
-    return Batch(1, rows, range(1), {})
+    batch = at_once(_complete([body], [READER.read(body)], key))
+    if batch.faults:
+        raise RequestRefused(*batch.faults[0])
+    return batch
 
 
 def parse_many(body: bytes, key: str | None) -> Batch:
@@ -58,16 +72,17 @@ def parse_many(body: bytes, key: str | None) -> Batch:
 
 def parse_many_steps(body: bytes, key: str | None) -> Steps[Batch]:
     """Do as parse_many, in steps."""
-    try:
-        array, envelope = _adapters()
+    array, envelope = _adapters()
+    with suppress(ValidationError):
         metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
-    except ValidationError:
         yield
-        read = partial(validate_item, METRIC, FIELDS)
-        return (yield from _validate_each(read, metric.count_item_faults, _items(body), key))
-    _check_count(len(metrics))
+        if has_no_repeats(body, metrics):
+            _check_count(len(metrics))
+            return (yield from _complete(metrics, metrics, key))
     yield
-    return (yield from _complete(metrics, key))
+    items = _items(body)
+    yield
+    return (yield from _validate_each(items, READER.read_item, READER.count_item, key))
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
@@ -82,28 +97,29 @@ def parse_lines_steps(body: bytes, key: str | None) -> Steps[Batch]:
     """Do as parse_lines, in steps."""
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
-    lines = list(islice(filled_lines(body), settings().max_batch + 1))
+    lines = list(islice(_filled_lines(body), settings().max_batch + 1))
     _check_count(len(lines))
     # A line could hold two metrics, and the next two a half each. Here it cannot: every "{" is at the start of a line,
     # so when there are as many metrics as lines, each of them begins a metric.
     if all(line.startswith(b"{") for line in lines) and body.count(b"{") == len(lines):
         with suppress(ValidationError):
             array, _ = _adapters()
-            metrics = array.validate_json(b"[" + b",".join(lines) + b"]")
-            if len(metrics) == len(lines):
-                yield
-                return (yield from _complete(metrics, key))
+            document = b"[" + b",".join(lines) + b"]"
+            metrics = array.validate_json(document)
+            yield
+            if len(metrics) == len(lines) and has_no_repeats(document, metrics):
+                return (yield from _complete(lines, metrics, key))
     yield
-    return (yield from _validate_each(metric.read, metric.count_faults, lines, key))
+    return (yield from _validate_each(lines, READER.read, READER.count, key))
 
 
-def filled_lines(body: bytes) -> Iterator[bytes]:
-    """The lines of NDJSON that are not blank, without the space around them."""
+def _filled_lines(body: bytes) -> Iterator[bytes]:
+    """The lines of NDJSON that are not blank, without the space around them. Only a line feed ends a line."""
     return filter(None, (line.strip(b" \t\r\n") for line in BytesIO(body)))
 
 
 def _validate_each(
-    read: Callable[[Any], Metric], count_faults: Callable[[Any], Metric | int], items: Sequence[Any], key: str | None
+    items: Sequence[Any], read: Callable[[Any], Metric], count: Callable[[Any], Metric | int], key: str | None
 ) -> Steps[Batch]:
     """Slow path: validate item by item, after the whole batch failed. Only count the faults after MAX_LISTED items."""
     _check_count(len(items))
@@ -114,7 +130,7 @@ def _validate_each(
         if position % ITEMS_PER_STEP == 0:
             yield
         if len(faults) >= MAX_LISTED:
-            counted = count_faults(item)
+            counted = count(item)
             if isinstance(counted, int):
                 faults[position] = []
                 unlisted += counted
@@ -126,24 +142,31 @@ def _validate_each(
         except RequestRefused as refused:
             faults[position] = list(refused.faults)
     yield
-    batch = yield from _complete(list(valid.values()), key, list(valid))
-    return Batch(len(items), batch.rows, batch.positions, faults | batch.faults, unlisted)
+    batch = yield from _complete(items, list(valid.values()), key, list(valid))
+    batch.faults |= faults
+    batch.unlisted = unlisted
+    return batch
 
 
-def _complete(metrics: list[Metric], key: str | None, positions: Sequence[int] | None = None) -> Steps[Batch]:
+def _complete(
+    sent: Sequence[Any], metrics: list[Metric], key: str | None, positions: Sequence[int] = ()
+) -> Steps[Batch]:
     """Fill in each metric's identity by its position in the request, and set apart those with a late fault."""
-    positions = range(len(metrics)) if positions is None else positions
+    positions = positions or range(len(metrics))
+    chosen = settings()
     rows: list[MetricRow] = []
     faults: dict[int, list[Fault]] = {}
     for start in range(0, len(metrics), METRICS_PER_STEP):
         part = slice(start, start + METRICS_PER_STEP)
-        new_rows, new_faults = metric.complete(metrics[part], positions[part], key, settings().max_future_skew_s)
+        new_rows, new_faults = metric.complete(
+            metrics[part], positions[part], key, chosen.max_future_skew_s, chosen.max_past_s
+        )
         rows += new_rows
         faults |= new_faults
         yield
     if faults:
         positions = [position for position in positions if position not in faults]
-    return Batch(len(metrics), rows, positions, faults)
+    return Batch(sent, rows, positions, faults)
 
 
 def _items(body: bytes) -> list[Any]:
@@ -152,6 +175,7 @@ def _items(body: bytes) -> list[Any]:
     field = "metrics" if isinstance(document, dict) else None
     if field:
         faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
+        faults += document.faults() if isinstance(document, RepeatedFields) else []
         if faults := [*faults, *unknown_fields(document, frozenset([field]))]:
             raise RequestRefused(*faults)
         document = document[field]
@@ -177,4 +201,4 @@ def _adapters() -> tuple[TypeAdapter[list[Metric]], TypeAdapter[Any]]:
         __pydantic_config__ = STRICT  # type: ignore[misc]  # pydantic's way for a TypedDict
         metrics: array
 
-    return TypeAdapter(array), TypeAdapter(Envelope)
+    return TypeAdapter(Annotated[array, ONE_ERROR]), TypeAdapter(Annotated[Envelope, ONE_ERROR])

@@ -8,15 +8,18 @@ from time import time
 from typing import Annotated, Any, NotRequired
 from uuid import UUID, uuid3, uuid5
 
-from pydantic import Field, GetPydanticSchema, StringConstraints, TypeAdapter
+from pydantic import Field, GetPydanticSchema, StringConstraints
 from pydantic_core import CoreSchema, core_schema, from_json, to_json
 from typing_extensions import TypedDict
 
 from metrics_ingest.errors import Fault
-from metrics_ingest.model.validation import STRICT, validate_json, validate_or_count
+from metrics_ingest.model.validation import STRICT, ObjectReader
 
-# RFC 3339, section 5.6, where the offset is not optional. Leap seconds (":60") are refused: timestamptz has none.
-RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+# RFC 3339, section 5.6, where the offset is not optional; also with ISO 8601's offset +HHMM, or +HH, which PostgreSQL
+# writes. Leap seconds (":60") are refused: timestamptz has none.
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?"
+RFC_3339 = TIME + r"([Zz]|[+-][0-9]{2}:?[0-9]{2})$"
+HOURS_ONLY = TIME + r"[+-][0-9]{2}$"
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)  # beyond any MAX_FUTURE_SKEW_S; up to here seconds as a float are exact
 EPOCH_US = 946_684_800_000_000  # PostgreSQL's epoch, which equals EARLIEST, in microseconds since 1970
@@ -32,16 +35,22 @@ METRIC_ID_NAMESPACE = UUID("6d0f5c4e-5d0b-5a86-9d3e-2a6b1f0c7e11")
 
 def _timestamp_schema(_source: object, _handler: Callable[[Any], CoreSchema]) -> CoreSchema:
     """Check the text's form first, because pydantic's datetime also takes bare dates and Unix times in quotes."""
-    return core_schema.chain_schema([
-        core_schema.str_schema(strict=True, pattern=RFC_3339),
-        core_schema.datetime_schema(strict=False, tz_constraint="aware", ge=EARLIEST, lt=LATEST),
+    instant = core_schema.datetime_schema(strict=False, tz_constraint="aware", ge=EARLIEST, lt=LATEST)
+    usual = core_schema.chain_schema([core_schema.str_schema(strict=True, pattern=RFC_3339), instant])
+    hours_only = core_schema.chain_schema([
+        core_schema.str_schema(strict=True, pattern=HOURS_ONLY),
+        core_schema.no_info_plain_validator_function(lambda text: text + ":00"),  # pydantic's datetime needs minutes
+        instant,
     ])  # fmt: skip
+    return core_schema.union_schema([usual, hours_only], mode="left_to_right")
 
 
 Timestamp = Annotated[
     datetime,
     GetPydanticSchema(_timestamp_schema, lambda _schema, _handler: {"type": "string", "format": "date-time"}),
-    Field(description="RFC 3339 with an offset; from 2000-01-01 to now and MAX_FUTURE_SKEW_S seconds"),
+    Field(
+        description="RFC 3339 with an offset; from 2000-01-01, or MAX_PAST_S seconds ago, to MAX_FUTURE_SKEW_S ahead"
+    ),
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Value = Annotated[
@@ -60,12 +69,13 @@ class Metric(TypedDict):
     metric_type: MetricType
     value: Value
     timestamp: Timestamp
-    session_id: NotRequired[Annotated[UUID, Field(description="default: the user's implicit session of that UTC day")]]
-    metric_id: NotRequired[Annotated[UUID, Field(description="the event's identity; default: a new one")]]
+    session_id: NotRequired[
+        Annotated[UUID | None, Field(description="default: the user's implicit session of that UTC day")]
+    ]
+    metric_id: NotRequired[Annotated[UUID | None, Field(description="the event's identity; default: a new one")]]
 
 
-METRIC = TypeAdapter(Metric)
-FIELDS = Metric.__required_keys__ | Metric.__optional_keys__
+READER = ObjectReader(Metric)
 
 # A metric as it is stored: (user_id, timestamp, metric_id, session_id, metric_type, value). An id is its 16 bytes, the
 # timestamp counts microseconds since 2000-01-01 UTC. A plain tuple, unpacked by name where it is used, because making a
@@ -73,35 +83,17 @@ FIELDS = Metric.__required_keys__ | Metric.__optional_keys__
 MetricRow = tuple[bytes, int, bytes, bytes, str, float]
 
 
-def read(body: bytes) -> Metric:
-    """Validate one metric as JSON. Raise RequestRefused with all its faults."""
-    return validate_json(METRIC, FIELDS, body)
-
-
-def count_faults(line: bytes) -> Metric | int:
-    """Validate one metric as JSON, but return only the number of its faults where `read` raises them."""
-    if not (line.startswith(b"{") and line.endswith(b"}")):  # no object: `line` has no blanks around it
-        return 1
-    try:
-        return count_item_faults(from_json(line))
-    except ValueError:
-        return 1
-
-
-def count_item_faults(item: Any) -> Metric | int:
-    """Validate one metric from parsed JSON, but return only the number of its faults if it has any."""
-    return validate_or_count(METRIC, FIELDS, item)
-
-
 def complete(
-    metrics: Sequence[Metric], positions: Sequence[int], key: str | None, skew_s: float
+    metrics: Sequence[Metric], positions: Sequence[int], key: str | None, skew_s: float, past_s: float = 0
 ) -> tuple[list[MetricRow], dict[int, list[Fault]]]:
     """Fill in what may be left out; return the rows of the valid metrics, in order, and the others' faults by position.
 
     `positions` are those of the metrics in the request, `key` is its Idempotency-Key; both determine the metric ids.
-    `skew_s` is how many seconds ahead of now a timestamp may be.
+    `skew_s` is how many seconds ahead of now a timestamp may be, `past_s` how many behind (0: no limit).
     """
-    latest = round((time() + skew_s) * 1e6) - EPOCH_US
+    now = time()
+    latest = round((now + skew_s) * 1e6) - EPOCH_US
+    earliest = round((now - past_s) * 1e6) - EPOCH_US if past_s else 0
     # By pydantic, because Python's arithmetic with datetimes takes three times as long.
     times = from_json(to_json([metric["timestamp"] for metric in metrics], temporal_mode="seconds"))
     if key:
@@ -112,29 +104,39 @@ def complete(
     faults = {}
     for position, metric, seconds, metric_id in zip(positions, metrics, times, new_ids, strict=True):
         at = round(seconds * 1e6) - EPOCH_US
-        user_id = metric["user_id"].int.to_bytes(16)
-        if "metric_id" in metric:
-            metric_id = metric["metric_id"].int.to_bytes(16)
-        if "session_id" in metric:
-            session_id = metric["session_id"].int.to_bytes(16)
+        user = session = metric["user_id"].int
+        user_id = user.to_bytes(16)
+        if sent_id := metric.get("metric_id"):
+            metric_id = sent_id.int.to_bytes(16)
+        if sent_id := metric.get("session_id"):
+            session = sent_id.int
+            session_id = session.to_bytes(16)
         else:
             session_id = implicit_session(user_id, at // DAY_US)
-        if user_id == NIL_BYTES or at > latest:
-            faults[position] = _late_faults(user_id, at, latest, str(UUID(bytes=metric_id)))
+        row = (user_id, at, metric_id, session_id, metric["metric_type"], float(metric["value"]))
+        if not (user and session and earliest <= at <= latest) or metric_id == NIL_BYTES:
+            faults[position] = _late_faults(row, earliest, latest)
         else:
-            rows.append((user_id, at, metric_id, session_id, metric["metric_type"], float(metric["value"])))
+            rows.append(row)
     return rows, faults
 
 
-def _late_faults(user_id: bytes, at: int, latest: int, metric_id: str) -> list[Fault]:
-    """The faults that pydantic's schema cannot express; `at` and `latest` in microseconds since 2000."""
-    faults = []
-    if user_id == NIL_BYTES:
-        faults.append(Fault("invalid_uuid", "user_id must not be the nil UUID", "user_id", metric_id))
-    if at > latest:
-        until = EARLIEST + timedelta(microseconds=latest)
-        detail = f"timestamp must be from {EARLIEST:%Y-%m-%d} to {until:%Y-%m-%dT%H:%M:%SZ}"
-        faults.append(Fault("timestamp_out_of_range", detail, "timestamp", metric_id))
+def _late_faults(row: MetricRow, earliest: int, latest: int) -> list[Fault]:
+    """The faults that pydantic's schema cannot express; `earliest` and `latest` in microseconds since 2000."""
+    user_id, at, metric_id, session_id, _, _ = row
+    ids = {"user_id": user_id, "session_id": session_id, "metric_id": metric_id}
+    named = None if metric_id == NIL_BYTES else str(UUID(bytes=metric_id))
+    faults = [
+        Fault("invalid_uuid", f"{name} must not be the nil UUID", name, named)
+        for name, value in ids.items()
+        if value == NIL_BYTES
+    ]
+    if not earliest <= at <= latest:
+        since, until = (
+            f"{EARLIEST + timedelta(microseconds=bound):%Y-%m-%dT%H:%M:%SZ}" for bound in (earliest, latest)
+        )
+        detail = f"timestamp must be from {since if earliest else since[:10]} to {until}"
+        faults.append(Fault("timestamp_out_of_range", detail, "timestamp", named))
     return faults
 
 

@@ -1,22 +1,25 @@
 """Validates JSON objects with pydantic and reports everything that is wrong with one of them as faults."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from functools import cache
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, from_json, to_json
+from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema, from_json, to_json
 
 from metrics_ingest.errors import Fault, RequestRefused
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-MAX_UNKNOWN_FIELDS = 10  # reported per object
+MAX_UNKNOWN_FIELDS = 10  # reported per object, and as many repeated ones
 MAX_LISTED = 1_000  # rejected metrics of a request whose faults are described, and faults that are listed
 EXCERPT_CHARACTERS = 60
-LARGE_OBJECT = 65_536  # bytes; of a larger one a ValidationError holds copies: 240 MB of 10 MB of wide characters
+LEAP_SECOND = re.compile(r"[0-9-]{10}[Tt ][0-9]{2}:[0-9]{2}:60")
+OUT_OF_RANGE = ("greater_than_equal", "less_than")  # pydantic's errors about a timestamp that is well-formed
 
 # For each field: the error code of an invalid value, and what is expected.
 EXPECTED = {
@@ -33,63 +36,135 @@ EXPECTED = {
 Validated = TypeVar("Validated")
 
 
-def parse_json(body: bytes) -> Any:
-    """Parse a JSON text of any shape. Raise RequestRefused (malformed_json)."""
-    try:
-        return from_json(body)
-    except ValueError as error:
-        raise RequestRefused(Fault("malformed_json", f"Invalid JSON: {error}")) from error
+def _one_error(source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+    return core_schema.custom_error_schema(
+        handler(source), custom_error_type="invalid", custom_error_message="the slow path finds out what is wrong"
+    )
 
 
-def validate_json(adapter: TypeAdapter[Validated], fields: frozenset[str], body: bytes) -> Validated:
-    """Validate a JSON object that may have these fields. Raise RequestRefused with all its faults."""
-    if len(body) <= LARGE_OBJECT:
-        with suppress(ValidationError):
-            return adapter.validate_json(body)
-    return validate_item(adapter, fields, parse_json(body))
+# For fast paths: one error in place of all. Each error of an object holds a copy of what is wrong, so that the four
+# missing fields of a metric with 10 MB of wide characters in an unknown one took 240 MiB; with one error it is 90 MiB.
+ONE_ERROR = GetPydanticSchema(_one_error)
 
 
-def validate_item(adapter: TypeAdapter[Validated], fields: frozenset[str], item: Any) -> Validated:
-    """Slow path: validate a parsed JSON value that may be wrong. Raise RequestRefused with all its faults.
+class RepeatedFields(dict[str, Any]):
+    """A JSON object in which a field is sent more than once. As a dict it has the last value of each field."""
 
-    Pydantic gets only the known fields, because it makes an error object of each unknown one: listing the 160,000 of a
-    body of 9 MB takes 290 MB of memory, without them it is 200 MB.
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+    def faults(self) -> list[Fault]:
+        """The faults of the repeated fields; at most ten are reported."""
+        repeated = (name for name, count in Counter(name for name, _ in self.pairs).items() if count > 1)
+        return [
+            Fault("invalid_field", f"{name[:100]} is sent more than once", name[:100])
+            for name in islice(repeated, MAX_UNKNOWN_FIELDS)
+        ]
+
+
+class ObjectReader(Generic[Validated]):
+    """Validates the JSON objects of one TypedDict."""
+
+    def __init__(self, source: type[Validated]) -> None:
+        self._full = TypeAdapter(source)
+        self._fast: TypeAdapter[Validated] = TypeAdapter(Annotated[source, ONE_ERROR])  # type: ignore[arg-type]  # a type made at run time
+        self._fields = frozenset(source.__annotations__) - {"__pydantic_config__"}
+        self._required = len(source.__required_keys__ - {"__pydantic_config__"})  # type: ignore[attr-defined]  # a TypedDict's
+
+    def read(self, body: bytes) -> Validated:
+        """Validate a JSON text. Raise RequestRefused with all its faults."""
+        try:
+            validated = self._fast.validate_json(body)
+        except ValidationError:
+            validated = None  # outside of this block, because the error holds a copy of the body
+        if validated is not None and has_no_repeats(body, [validated]):
+            return validated
+        return self.read_item(parse_json(body))
+
+    def read_item(self, item: Any) -> Validated:
+        """Slow path: validate a parsed JSON value that may be wrong. Raise RequestRefused with all its faults.
+
+        Pydantic gets only the known fields, because it makes an error object of each unknown one: listing the 160,000
+        of a body of 9 MB takes 290 MB of memory, without them it is 200 MB.
+        """
+        if not isinstance(item, dict):
+            raise RequestRefused(Fault("invalid_field", "a JSON object is expected"))
+        errors: list[ErrorDetails] = []
+        try:
+            validated = self._full.validate_json(to_json({name: item[name] for name in item if name in self._fields}))
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+        if faults := list(_faults(errors, item, self._fields)):
+            raise RequestRefused(*faults)
+        return validated
+
+    def count(self, line: bytes) -> Validated | int:
+        """Validate a JSON text without blanks around it as `read`, but return only the number of its faults."""
+        if not (line.startswith(b"{") and line.endswith(b"}")):  # no object
+            return 1
+        try:
+            return self.count_item(parse_json(line))
+        except RequestRefused:
+            return 1
+
+    def count_item(self, item: Any) -> Validated | int:
+        """Validate as `read_item`, but return only the number of faults, in a quarter of the time."""
+        if isinstance(item, RepeatedFields):  # these cost their sender more than a count costs
+            try:
+                return self.read_item(item)
+            except RequestRefused as refused:
+                return len(refused.faults)
+        if not isinstance(item, dict):
+            return 1
+        known = {name: item[name] for name in item if name in self._fields}
+        unknown = min(len(item) - len(known), MAX_UNKNOWN_FIELDS)
+        if not known:  # a body can have very many of these
+            return unknown + self._required
+        try:
+            validated = self._full.validate_json(to_json(known))
+        except ValidationError as error:
+            return unknown + len({each["loc"][0] for each in error.errors(include_url=False, include_input=False)})
+        return unknown or validated
+
+
+def has_no_repeats(text: bytes, objects: Iterable[Any]) -> bool:
+    """Whether valid JSON text surely has no field twice; `objects` are the flat ones read from it: one, or an array.
+
+    Pydantic reads the last value of a repeated field. But each has a comma of its own, and no valid metric has one in a
+    value: n fields in one array have n - 1 commas. Where a text value has commas, a slow path must look again.
     """
-    if not isinstance(item, dict):
-        raise RequestRefused(Fault("invalid_field", "a JSON object is expected"))
-    errors: dict[str, ErrorDetails] = {}
+    return text.count(b",") == sum(map(len, objects)) - 1
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a JSON text of any shape; an object with a field twice is a RepeatedFields.
+
+    Raise RequestRefused (malformed_json).
+    """
     try:
-        validated = adapter.validate_json(to_json({name: item[name] for name in item if name in fields}))
-    except ValidationError as error:
-        errors = _by_field(error)
-    if faults := list(_faults(errors, item, fields)):
-        raise RequestRefused(*faults)
-    return validated
+        document = from_json(body)
+    except ValueError as error:
+        hint = ""
+        if "trailing characters" in str(error) and body.lstrip().startswith(b"{"):
+            hint = "; NDJSON (one object a line) belongs to ingest_batch, with Content-Type: application/x-ndjson"
+        raise RequestRefused(Fault("malformed_json", f"Invalid JSON: {error}{hint}")) from error
+    if body.count(b",") > _commas(document):  # a field is repeated, or a text has commas
+        return json.loads(body, object_pairs_hook=_object)
+    return document
 
 
-def validate_or_count(adapter: TypeAdapter[Validated], fields: frozenset[str], item: Any) -> Validated | int:
-    """Validate as validate_item, but return the number of faults that it would raise, in a quarter of the time."""
-    if not isinstance(item, dict):
-        return 1
-    known = {name: item[name] for name in item if name in fields}
-    unknown = min(len(item) - len(known), MAX_UNKNOWN_FIELDS)
-    if not known:  # a body can have very many of these
-        return unknown + _required(adapter)
-    try:
-        validated = adapter.validate_json(to_json(known))
-    except ValidationError as error:
-        return unknown + len(_by_field(error))
-    return unknown or validated
+def _commas(value: Any) -> int:
+    """The number of commas between the parts of a parsed JSON value."""
+    if not isinstance(value, dict | list):
+        return 0
+    parts = value.values() if isinstance(value, dict) else value
+    return max(len(value) - 1, 0) + sum(map(_commas, parts))
 
 
-@cache
-def _required(adapter: TypeAdapter[Any]) -> int:
-    """The number of faults of an object without fields."""
-    try:
-        adapter.validate_json("{}")
-    except ValidationError as error:
-        return error.error_count()
-    return 0
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    return item if len(item) == len(pairs) else RepeatedFields(pairs)
 
 
 def unknown_fields(names: Iterable[str], known: frozenset[str], metric_id: str | None = None) -> Iterator[Fault]:
@@ -106,16 +181,20 @@ def excerpt(value: object) -> str:
     return text if len(text) <= EXCERPT_CHARACTERS else text[: EXCERPT_CHARACTERS - 3] + "..."
 
 
-def _by_field(error: ValidationError) -> dict[str, ErrorDetails]:
-    """The errors by field. Of a union pydantic reports each branch: the last one stands for all of them."""
-    return {str(each["loc"][0]): each for each in error.errors(include_url=False, include_input=False)}
-
-
-def _faults(by_field: dict[str, ErrorDetails], item: dict[str, Any], fields: frozenset[str]) -> Iterator[Fault]:
+def _faults(errors: list[ErrorDetails], item: dict[str, Any], fields: frozenset[str]) -> Iterator[Fault]:
     """The faults of one object in the order of its fields, with its metric_id, by which the sender can find it."""
+    repeated = item.faults() if isinstance(item, RepeatedFields) else []
+    ambiguous = {fault.field for fault in repeated}
+    by_field: dict[str, ErrorDetails] = {}  # one for each, because pydantic reports each branch of a union
+    for error in errors:
+        name = str(error["loc"][0])
+        if name not in ambiguous and (name not in by_field or by_field[name]["type"] not in OUT_OF_RANGE):
+            by_field[name] = error
     metric_id = None
-    if "metric_id" in fields and "metric_id" in item and "metric_id" not in by_field:
+    if "metric_id" in fields - ambiguous - by_field.keys() and item.get("metric_id") is not None:
         metric_id = str(UUID(item["metric_id"]))
+    for fault in repeated:
+        yield replace(fault, metric_id=metric_id)
     for name, error in by_field.items():
         match error["type"]:
             case "missing":
@@ -127,5 +206,7 @@ def _faults(by_field: dict[str, ErrorDetails], item: dict[str, Any], fields: fro
             case _:
                 code, expected = EXPECTED[name]
                 detail = f"{name} must be {expected}, got {excerpt(item.get(name))}"
+                if name == "timestamp" and isinstance(item[name], str) and LEAP_SECOND.match(item[name]):
+                    detail = f"{name} is a leap second (:60), which cannot be stored; got {excerpt(item[name])}"
         yield Fault(code, detail, name, metric_id)
     yield from unknown_fields(item, fields, metric_id)

@@ -6,6 +6,7 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
+import pg8000.dbapi
 import pg8000.native
 from pg8000.exceptions import DatabaseError, InterfaceError
 
@@ -43,7 +44,7 @@ PIN_SESSION = """
 class DatabaseSocket:
     """The socket of a connection that pg8000 has opened and logged in.
 
-    Only this class and `_Connection` use pg8000's private attributes: pyproject.toml bounds its version, and
+    Only this class, `_Connection` and `_to_native` use pg8000's private attributes: pyproject.toml bounds its version,
     test_driver.py checks them.
     """
 
@@ -71,9 +72,7 @@ class DatabaseSocket:
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
     """Open a connection; `timeout_s` bounds each read and write on it. Raise pg8000's errors and OSError."""
     if database.cloud_sql_instance:
-        from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
-
-        return cloudsql.connect(database.cloud_sql_instance, database, timeout=timeout_s or 30, **SESSION)
+        return _to_native(connect_dbapi(database, timeout_s))
     arguments = connection_arguments(database, timeout_s)
     opened = _open_socket(database, arguments.pop("unix_sock"), timeout_s)
     try:
@@ -112,6 +111,26 @@ def _open_socket(database: Database, unix_socket: str | None, timeout_s: float |
             raise
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return opened
+
+
+def connect_dbapi(database: Database, timeout_s: float | None) -> pg8000.dbapi.Connection:
+    """Open a connection as `connect` does, with the API of pg8000.dbapi."""
+    if database.cloud_sql_instance:
+        from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
+
+        return cloudsql.connect(database.cloud_sql_instance, database, timeout=timeout_s or 30, **SESSION)
+    return pg8000.dbapi.connect(**connection_arguments(database, timeout_s))
+
+
+def _to_native(connection: pg8000.dbapi.Connection) -> pg8000.native.Connection:
+    """Give a connection that the Cloud SQL connector has made the API of pg8000.native.
+
+    The connector makes only connections of pg8000.dbapi. Both classes add nothing to CoreConnection but their methods
+    and one attribute.
+    """
+    connection.__class__ = pg8000.native.Connection
+    connection._context = None
+    return connection
 
 
 def _server_error(error: BaseException) -> BaseException:

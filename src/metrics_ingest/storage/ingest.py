@@ -42,12 +42,17 @@ class Report:
         return [UUID(bytes=metric_id) for _, _, metric_id, _, _, _ in self.rows]
 
 
-async def store(batch: Batch, *, strict: bool = False) -> Report:
-    """Store the valid metrics of a batch, or if `strict` all or nothing. Raise what Writer.write raises."""
+async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> Report:
+    """Store the valid metrics of a batch, or if `strict` all or nothing. Raise what Writer.write raises.
+
+    `timeout_s` is how long to wait for the commit (0: WRITE_TIMEOUT_S).
+    """
     commit = Commit.VALID_ITEMS
     if strict:  # with faults known already, the database is still asked for those that only it can find
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
-    outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit) if batch.rows else []
+    outcomes = []
+    if batch.rows:
+        outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
     rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
     faults, unlisted = batch.faults, batch.unlisted
     for outcome in rejected:

@@ -23,7 +23,7 @@ import yoyo.backends
 
 import metrics_ingest
 from metrics_ingest.settings import Database
-from metrics_ingest.storage.driver import PIN_SESSION, connection_arguments, sqlstate
+from metrics_ingest.storage.driver import PIN_SESSION, connect_dbapi, sqlstate
 
 MONTHS_AHEAD = 2
 # All writers queue behind a session that waits for a table lock. So it waits for a short time only, and tries again.
@@ -58,7 +58,7 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
 
     def connect(self, database: Database) -> Any:
         """Open a connection in autocommit mode, because yoyo sends BEGIN itself."""
-        connection = pg8000.dbapi.connect(**connection_arguments(database, None))
+        connection = connect_dbapi(database, None)
         connection.autocommit = True
         connection.cursor().execute(PIN_SESSION)
         return connection

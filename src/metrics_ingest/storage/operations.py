@@ -17,6 +17,7 @@ class Operation(Enum):
     STORE_METRICS = "SELECT public.store_metrics($1, $2, $3, $4, $5, $6, $7)"  # items are model.metric.MetricRow
     REGISTER_USERS = "SELECT public.register_users($1)"  # items are {"user_id", "name", "email"}
     KEEP_REJECTED = "SELECT public.keep_rejected($1)"  # items as quarantine.py makes them
+    DESCRIBE_TYPES = "SELECT public.describe_types($1)"  # items are names of metric types
     PING = "SELECT NULL"  # no items
 
 

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from metrics_ingest.errors import Fault, IngestError, RequestRefused
 from metrics_ingest.model import metric
-from metrics_ingest.model.batch import filled_lines
+from metrics_ingest.model.validation import RepeatedFields
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.lane import execute_blocking
 from metrics_ingest.storage.operations import Operation
@@ -34,7 +34,7 @@ REPLAY_BATCH = 1_000
 REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
 
 NEXT = """
-    SELECT received_at, rejected_id, metric_id, payload, payload_bytes FROM rejected_metrics
+    SELECT received_at, rejected_id, metric_id, keyed, payload, payload_bytes FROM rejected_metrics
     {where} AND (received_at, rejected_id) > (CAST(:at AS timestamptz), CAST(:id AS uuid))
     ORDER BY received_at, rejected_id LIMIT {limit} FOR UPDATE SKIP LOCKED
 """
@@ -45,7 +45,12 @@ DELETE = """
 
 logger = logging.getLogger(__name__)
 
-Faults = Mapping[Any, Sequence[Fault]]  # by the metric's position in the request, or of the whole body by None
+
+class Rejected(NamedTuple):
+    """What was refused of a request: the faults of its metrics by their position in `sent` (see Batch)."""
+
+    faults: Mapping[int, Sequence[Fault]]
+    sent: Sequence[Any]
 
 
 class Kept(NamedTuple):
@@ -54,6 +59,7 @@ class Kept(NamedTuple):
     received_at: datetime | str
     rejected_id: UUID
     metric_id: UUID | None = None  # the identity in the reply to the sender
+    keyed: bool = False  # that identity was computed from the sender's Idempotency-Key, unless the payload has its own
     payload: bytes = b""
     payload_bytes: int = 0  # of what was sent; larger than `payload` when only its beginning was kept
 
@@ -96,16 +102,18 @@ class Allowance:
 ALLOWANCE = Allowance()  # this process's
 
 
-async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faults: Faults) -> None:
-    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing."""
+async def keep(route: str, key_name: str | None, rejected: Rejected, *, keyed: bool) -> None:
+    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing.
+
+    `keyed` says whether the request had an Idempotency-Key.
+    """
+    faults, sent = rejected
     described = [position for position in faults if faults[position]]  # all but the unlisted ones
     if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(described))):
         return
     positions = sorted(described)[:granted]
     try:
-        payloads = [body] if None in faults else _payloads(body, ndjson, positions)
-        sent = zip(positions, payloads, strict=True)
-        rows = [_row(route, key_name, payload, faults[position]) for position, payload in sent]
+        rows = [_row(route, key_name, _payload(sent[position]), faults[position], keyed) for position in positions]
         if not ALLOWANCE.spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
             return
         async with asyncio.timeout(TIMEOUT_S):
@@ -115,35 +123,38 @@ async def keep(route: str, key_name: str | None, body: bytes, ndjson: bool, faul
         logger.warning("%s rejected metrics are not kept: %s", len(positions), reason)
 
 
-def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault]) -> dict[str, Any]:
+def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Fault], keyed: bool) -> dict[str, Any]:
     """One item of Operation.KEEP_REJECTED."""
+    metric_id = next((fault.metric_id for fault in faults if fault.metric_id), None)
     return {
         "route": route,
         "key_name": key_name,
         "codes": list(dict.fromkeys(fault.code for fault in faults)),
         "detail": faults[0].detail[:DETAIL_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        "metric_id": next((fault.metric_id for fault in faults if fault.metric_id), None),
+        "metric_id": metric_id,
+        "keyed": keyed and metric_id is not None,
         "payload": base64.b64encode(payload[:PAYLOAD_BYTES]).decode(),
         "payload_bytes": len(payload),
     }
 
 
-def _payloads(body: bytes, ndjson: bool, positions: Sequence[int]) -> list[bytes]:
-    """What was sent at each position: the bytes of a line, or an item of a JSON document serialized again."""
-    if ndjson:
-        lines = list(filled_lines(body))
-        return [lines[position] for position in positions]
-    document = from_json(body)
-    items = document["metrics"] if isinstance(document, dict) else document
-    return [to_json(items[position], inf_nan_mode="constants") for position in positions]
+def _payload(sent: Any) -> bytes:
+    """The bytes of a line or body as they are, or an item of a JSON array serialized again, with what it repeats."""
+    if isinstance(sent, bytes):
+        return sent
+    if isinstance(sent, RepeatedFields):
+        return b"{%b}" % b",".join(to_json({name: value})[1:-1] for name, value in sent.pairs)
+    return to_json(sent, inf_nan_mode="constants")
 
 
-def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) -> Kept | None:
+def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str], *, force: bool) -> Kept | None:
     """Store what is valid now among the next REPLAY_BATCH kept metrics after `last` that meet the WHERE clause.
 
-    Remove those that are stored now, or were before. Add to `counts` how many were `stored`, how many `duplicates`, and
-    of the others how many by error code. Return the last metric that was read, None when there was none. Work in the
-    transaction of a blocking connection, which locks the rows: a second replay skips them. Raise pg8000's errors.
+    Without `force`, leave those whose identity the sender did not choose (counted as `needs_force`): it may have sent
+    them again, corrected or not, and they would be stored twice. Remove those that are stored now, or were before. Add
+    to `counts` how many were `stored`, how many `duplicates`, and of the others how many by error code. Return the last
+    metric that was read, None when there was none. Work in the transaction of a blocking connection, which locks the
+    rows: a second replay skips them. Raise pg8000's errors.
     """
     sql = NEXT.format(where=where, limit=REPLAY_BATCH)
     kept = [Kept(*values) for values in connection.run(sql, at=last.received_at, id=last.rejected_id)]
@@ -151,12 +162,15 @@ def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) 
     done: dict[int, Kept] = {}  # by the position of their metric
     for each in kept:
         try:
-            row = _read(each)
+            row, sender_has_id = _read(each)
         except RequestRefused as refused:
             counts[refused.code] += 1
-        else:
+            continue
+        if sender_has_id or force:
             done[len(metrics)] = each
             metrics.append(row)
+        else:
+            counts["needs_force"] += 1
     if metrics:
         for outcome in execute_blocking(connection, Operation.STORE_METRICS, metrics):
             if outcome.kind == "duplicate":
@@ -170,14 +184,18 @@ def replay_after(connection: Any, last: Kept, where: str, counts: Counter[str]) 
     return kept[-1] if kept else None
 
 
-def _read(kept: Kept) -> metric.MetricRow:
-    """Return a kept row's metric, ready to be stored. Raise RequestRefused with its faults."""
+def _read(kept: Kept) -> tuple[metric.MetricRow, bool]:
+    """Return a kept row's metric, ready to be stored, and whether its identity is one that the sender chose.
+
+    Raise RequestRefused with its faults.
+    """
     if kept.payload_bytes > len(kept.payload):
         raise RequestRefused(Fault("payload_too_large", "only the beginning of the payload was kept"))
-    item = metric.read(kept.payload)
-    if kept.metric_id:  # the identity in the reply to the sender, who may send the metric again with it
-        item.setdefault("metric_id", kept.metric_id)
+    item = metric.READER.read(kept.payload)
+    sender_has_id = kept.keyed or item.get("metric_id") is not None
+    if not item.get("metric_id"):  # the identity in the reply to the sender, who may send the metric again with it
+        item["metric_id"] = kept.metric_id
     rows, faults = metric.complete([item], (0,), str(kept.rejected_id), REPLAY_SKEW_S)
     if faults:
         raise RequestRefused(*faults[0])
-    return rows[0]
+    return rows[0], sender_has_id

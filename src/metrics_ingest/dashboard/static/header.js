@@ -55,7 +55,7 @@ export class Header {
     const { last_received_at: last, refreshed_at: refreshed } = this.facts;
     setText(this.last, last ? `Last metric ${ago(Date.parse(last), now)}` : "No metric yet");
     this.last.title = last ? utc(last) : "";
-    setText(this.refreshed, refreshed ? `summaries ${age(Math.max(0, now - Date.parse(refreshed)) / 1000)} old` : "summaries never refreshed");
+    setText(this.refreshed, refreshed ? `Summaries ${age(Math.max(0, now - Date.parse(refreshed)) / 1000)} old` : "Summaries never refreshed");
     this.refreshed.title = refreshed ? utc(refreshed) : "";
   }
 

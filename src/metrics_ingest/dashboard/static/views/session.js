@@ -60,7 +60,7 @@ export class View {
     const there = address("user", users);
     users.delete("user");
     if (!this.crumbs.childNodes.length) {
-      fill(this.crumbs, h("a", { href: address("users", users) }, "Users"), " / ", h("a", { href: there }, user.name), " / ");
+      fill(this.crumbs, h("a", { href: address("users", users) }, "Users"), " / ", h("a", { href: there }, user.name));
     }
     const began = metrics[0]?.timestamp;
     setText(this.heading, began ? `Session of ${exactTime(new Date(began))}` : "Session");

@@ -40,7 +40,7 @@ export class View {
     this.back = h("a", {}, "Users");
     const days = (name) => csvButton("series", () => this.#days(name));
     this.element = h("div", { class: "view" },
-      h("nav", { class: "crumbs", "aria-label": "Where this is" }, this.back, " / "), this.name, this.id,
+      h("nav", { class: "crumbs", "aria-label": "Where this is" }, this.back), this.name, this.id,
       h("div", { class: "columns" },
         card("Talk time by day", { aside: [this.talk.readout, days("talked_time")] }, this.talk.holder),
         card("Sentiment by day", { aside: [this.mood.readout, days("voice_sentiment")] }, this.mood.holder)),

@@ -1,0 +1,1 @@
+ALTER TABLE rejected_metrics DROP COLUMN keyed;

@@ -1,0 +1,1 @@
+"""OpenTelemetry: decodes OTLP/HTTP requests, maps their records to metrics, and replies as the specification says."""

@@ -1,0 +1,94 @@
+"""The real SDKs, each as a process that records the same and exports it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otlp.conftest import Otlp
+from support.processes import ROOT, query
+
+HERE = Path(__file__).parent
+SDKS = ("python", "node-json", "node-protobuf")
+SESSION, OTHER = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736", "00f067aa-0ba9-42b7-8d3c-0123456789ab"
+RECORDED = {
+    "metrics": [
+        ("call_length", 30.5, None),
+        ("talked_time", 3.5, SESSION),
+        ("talked_time", 4.0, OTHER),
+        ("voice_sentiment", 0.5, None),
+    ],
+    "logs": [("microphone_used", 1.0, SESSION), ("talked_time", 7.0, None), ("voice_sentiment", -0.25, None)],
+}
+
+
+def add_types(url: str) -> None:
+    """Register the metric type of the histogram."""
+    query(url, "INSERT INTO metric_types (metric_type, kind, aggregation) VALUES ('call_length', 'duration', 'sum')")
+
+
+def stored(otlp: Otlp, user: str) -> list[tuple[str, float, str | None]]:
+    """What is stored of a user: types, values, and the sessions that were named."""
+    rows = otlp.rows(user)
+    found = [(row["metric_type"], row["value"], row["session_id"]) for row in rows]
+    named = (SESSION, OTHER)
+    return sorted((kind, value, session if session in named else None) for kind, value, session in found)
+
+
+@cache
+def node_modules() -> Path:
+    """Install the SDK for JavaScript, once. Skip the test where there is no Node."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    directory = HERE / "js"
+    lock, done = directory / "package-lock.json", directory / "node_modules/.package-lock.json"
+    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
+        command = ["npm", "ci", "--silent", "--no-audit", "--no-fund"]
+        subprocess.run(command, cwd=directory, check=True, timeout=300)
+        done.touch()
+    return directory / "node_modules"
+
+
+def environment(url: str, user: str, **more: str) -> dict[str, str]:
+    """What an application sets: the three variables of docs/opentelemetry.md."""
+    return {
+        **os.environ,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"{url}/ingest_otlp",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta",
+        "OTEL_RESOURCE_ATTRIBUTES": f"user.id={user},service.name=tests",
+        **more,
+    }
+
+
+@contextmanager
+def exporting(sdk: str, signal: str, url: str, user: str, **more: str) -> Iterator[Any]:
+    """An SDK that has recorded and is about to export; at the end of the block it must have exported."""
+    command = [sys.executable, str(HERE / "record.py")]
+    if sdk != "python":
+        node_modules()
+        command = ["node", str(HERE / "js/record.js")]
+        more["OTLP_FORMAT"] = sdk.removeprefix("node-")
+    process = subprocess.Popen(
+        [*command, signal, SESSION, OTHER],
+        env=environment(url, user, **more),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "exporting\n"
+        yield process
+        output, errors = process.communicate(timeout=40)
+        assert output == "exported\n", (output, errors)
+    finally:
+        process.kill()
+        process.communicate()
