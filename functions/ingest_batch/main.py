@@ -11,10 +11,11 @@ from starlette.responses import Response
 from metrics_ingest.http.functions import NDJSON
 from metrics_ingest.http.headers import Headers, idempotency_key, media_type, prefers_strict
 from metrics_ingest.http.pubsub import PubsubService, Push, is_push
-from metrics_ingest.http.replies import Reply, report_body
+from metrics_ingest.http.replies import Reply, report_reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model import batch
 from metrics_ingest.settings import settings
+from metrics_ingest.steps import in_turns
 from metrics_ingest.storage.ingest import store
 from metrics_ingest.storage.quarantine import Rejected
 
@@ -26,12 +27,11 @@ async def ingest_batch(request: Request) -> Response:
 
 async def store_many(body: bytes, headers: Headers) -> Reply:
     """Store all valid metrics (strict: all or none) and report stored, duplicate and rejected ones after the commit."""
-    parse = batch.parse_lines if media_type(headers) == NDJSON else batch.parse_many
+    parse = batch.parse_lines_steps if media_type(headers) == NDJSON else batch.parse_many_steps
     strict = prefers_strict(headers)
-    received = parse(body, idempotency_key(headers))
+    received = await in_turns(parse(body, idempotency_key(headers)))
     report = await store(received, strict=strict)
-    fields = [(b"preference-applied", b"handling=strict")] if strict else []
-    reply = Reply(report.status, report_body(report, strict=strict), fields)
+    reply = report_reply(report, strict=strict)
     reply.rejected = Rejected(report.faults, received.sent)
     return reply
 

@@ -1,11 +1,15 @@
 """The errors of a request: one class for each reaction of the sender, and all codes with their HTTP status."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+
+from pydantic_core import to_json
 
 CODES: dict[str, HTTPStatus] = {
     "malformed_json": HTTPStatus.BAD_REQUEST,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "forbidden_origin": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "metric_conflict": HTTPStatus.CONFLICT,
@@ -40,6 +44,24 @@ class Fault:
     detail: str
     field: str | None = None
     metric_id: str | None = None
+
+    def entry(self) -> dict[str, str | None]:
+        """Return the fault as an entry of `errors`."""
+        return {"code": self.code, "field": self.field, "metric_id": self.metric_id, "detail": self.detail}
+
+
+def problem_body(faults: Sequence[Fault]) -> bytes:
+    """Return the problem+json document (RFC 9457) of a refused request."""
+    code = faults[0].code
+    status = CODES[code]
+    return to_json({
+        "type": f"urn:metrics-ingest:problem:{code}",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": faults[0].detail,
+        "code": code,
+        "errors": [fault.entry() for fault in faults],
+    })  # fmt: skip
 
 
 class IngestError(Exception):

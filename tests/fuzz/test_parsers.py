@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fuzz.payloads import BODIES, BYTES, CHANGES, CORPUS, examples, mutated
 from metrics_ingest.errors import RequestRefused
 from metrics_ingest.http.bodies import check_structure, gunzip
-from metrics_ingest.http.replies import problem, report_body
+from metrics_ingest.http.replies import problem, report_reply
 from metrics_ingest.model import batch
 from metrics_ingest.model import user as users
 from metrics_ingest.model.metric import EARLIEST, MetricRow
@@ -101,7 +101,7 @@ def test_any_body_of_ingest_batch_is_accounted_for_or_refused(body: bytes) -> No
             positions = [*result.positions, *result.faults]
             assert sorted(positions) == list(range(result.received))
             report = Report(result.received, result.rows, len(result.rows), 0, result.faults)
-            reported = json.loads(report_body(report))
+            reported = json.loads(report_reply(report).body)
             assert reported["received"] == reported["stored"] + reported["rejected"]
             assert all(entry["code"] and entry["detail"] for entry in reported["errors"])
 

@@ -143,3 +143,33 @@ def test_python_that_is_too_old_is_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("metrics-ingest: Python 3.11 or newer is needed")
     assert "Python 3.8.18" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[x]"]
+)
+def test_name_that_somebody_else_can_make_resolve_to_loopback_is_refused(running: Server, host: str) -> None:
+    """DNS rebinding: the page and the emulator have the same origin then, for the browser."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    for answer in (
+        requests.post(f"{running.url}/users/", json={"name": "x"}, headers=headers, timeout=10),
+        requests.get(f"{running.url}/docs/", headers=headers, timeout=10),
+        requests.get(f"{running.url}/", headers=headers, timeout=10),
+    ):
+        check_problem(answer, "forbidden_origin")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "127.1.2.3", "[::1]:8000", "metrics.localhost"]
+)
+def test_names_of_the_machine_for_itself_are_served(running: Server, host: str) -> None:
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    answer = requests.post(f"{running.url}/users/", json={"name": "x"}, headers=headers, timeout=10)
+    assert answer.status_code == 201
+    assert requests.post(f"{running.url}/ingest/%0a", data=b"{}", timeout=10).status_code == 422
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with emulator(tmp_path_factory.mktemp("emulator")) as server:
+        yield server

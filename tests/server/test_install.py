@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http import httptools_impl
 
-from metrics_ingest.server.protocol import without_middleware
+from metrics_ingest.server.handler import without_middleware
 from support.processes import ROOT, Server
 
 STATE = """

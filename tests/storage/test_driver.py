@@ -4,6 +4,7 @@ import gc
 import io
 import re
 import socket
+import threading
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -105,3 +106,50 @@ def test_refused_connection_is_closed_at_once(database_url: str, no_collection: 
         with pytest.raises(DatabaseError, match="3D000"):
             connect(database, 10)
     assert psutil.Process().num_fds() == before
+
+
+HANDSHAKES = {
+    "silent": b"",
+    "closed": None,
+    "garbage": b"\xff" * 1_000,
+    "a byte that is no ASCII": b"\xff",
+    "no login": b"R\0\0\0\x08\0\0\0\0",
+    "an unknown login": b"R\0\0\0\x08\0\0\0\x63",
+    "a short message": b"R\0\0\0\x04",
+    "a large message": b"R\x7f\xff\xff\xff",
+    "TLS": b"S",
+    "refused": b"E\0\0\0\x21SFATAL\0VFATAL\0C53300\0Mfull\0\0",
+}
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "prefer", "require"])
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_connection_that_dies_in_its_handshake_leaves_nothing_open(
+    no_collection: None, name: str, sslmode: str
+) -> None:
+    said = HANDSHAKES[name]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept = []
+
+        def serve() -> None:
+            for _ in range(3):
+                connection, _ = listener.accept()
+                if said is None:
+                    connection.close()
+                else:
+                    connection.sendall(said)
+                    kept.append(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = listener.getsockname()[1]
+        database = read_database({"DATABASE_URL": f"postgresql://u@127.0.0.1:{port}/d?sslmode={sslmode}"})
+        for _ in range(3):
+            with pytest.raises(Exception) as caught:  # noqa: PT011  # which one is translated elsewhere
+                connect(database, 0.3)
+            del caught
+        thread.join()
+        ours = [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == port]
+        assert ours == []
+        for connection in kept:
+            connection.close()

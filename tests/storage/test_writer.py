@@ -231,3 +231,73 @@ def test_end_of_the_process_answers_what_waits(monkeypatch: pytest.MonkeyPatch) 
         assert {type(result) for result in results} == {StoreUnavailable}
 
     run(test)
+
+
+class Asked(FakeLane):
+    """Counts the questions about its health."""
+
+    async def execute(self, operation: Operation, items: Sequence[Any], commit: Commit, until: float) -> list[Outcome]:
+        return await super().execute(operation, items if operation is not Operation.PING else ["ping"], commit, until)
+
+
+def test_health_is_asked_once_by_all_who_ask_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PING_S", 0.3)
+
+    async def test() -> None:
+        lane = Asked()
+        subject = make(lane)
+        await asyncio.gather(*(subject.ping(2) for _ in range(100)))
+        await subject.ping(2)
+        assert lane.calls == [["ping"]]
+        await asyncio.sleep(0.35)
+        await subject.ping(2)
+        assert lane.calls == [["ping"]] * 2
+
+    run(test)
+
+
+def test_commit_is_an_answer_about_the_health() -> None:
+    async def test() -> None:
+        lane = Asked()
+        subject = make(lane)
+        await subject.write(Operation.STORE_METRICS, ["a"])
+        await subject.ping(2)
+        assert lane.calls == [["a"]]
+
+    run(test)
+
+
+def test_health_takes_no_lane_from_metrics_and_waits_for_their_commit() -> None:
+    async def test() -> None:
+        lane = Asked()
+        lane.gate.clear()
+        subject = make(lane)
+        writes = [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [n])) for n in range(3)]
+        pings = [asyncio.ensure_future(subject.ping(2)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert not any(ping.done() for ping in pings)
+        lane.gate.set()
+        await asyncio.gather(*writes, *pings)
+        assert ["ping"] not in lane.calls
+
+    run(test)
+
+
+def test_failed_health_is_shared_too_and_asked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PING_S", 0.3)
+
+    async def test() -> None:
+        def refuse(items: Sequence[Any]) -> list[Outcome]:
+            raise StoreUnavailable("refused")
+
+        lane = Asked(refuse)
+        subject = make(lane)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await subject.ping(0.04)
+        assert len(lane.calls) == 1
+        await asyncio.sleep(0.4)
+        lane.script = lambda items: []
+        await subject.ping(1)
+
+    run(test)

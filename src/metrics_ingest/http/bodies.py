@@ -15,20 +15,28 @@ from metrics_ingest.errors import Fault, Overloaded, RequestRefused
 from metrics_ingest.http.headers import Headers, is_gzip
 from metrics_ingest.server.deadlines import body_deadlines
 from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.steps import Steps, at_once, in_turns
 
 SMALL = 65_536  # bytes; a body up to this size that has arrived is neither counted nor checked: it can do no harm
 LARGE_BODIES = 4  # times MAX_BODY_BYTES: the memory of all other bodies of a function together
+ARRIVING_BODIES = 3  # of these: the memory of those that have not arrived as a whole
+LENGTH_DIGITS = 19  # of a Content-Length; int() raises ValueError for more than 4,300
+UNPACKED_PER_STEP = 1_048_576  # bytes
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_MEMBERS = 4_096  # of one body; each costs a decompressor
 VALUES_PER_METRIC = 16  # a valid metric has 6; the rest allows for reporting unknown fields of each metric
 NESTED_PER_METRIC = 4
 
 
-@dataclass(slots=True)
 class Memory:
-    """The bytes that all large bodies of a function may hold together, each until its request is answered."""
+    """The bytes that all large bodies of a function may hold together, each until its request is answered.
 
-    free: int
+    Bodies that have not arrived as a whole may hold only a part of it, because a client can leave them unfinished.
+    """
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.free = LARGE_BODIES * max_body_bytes
+        self.free_for_arriving = ARRIVING_BODIES * max_body_bytes
 
 
 @dataclass(slots=True)
@@ -37,16 +45,28 @@ class Reservation:
 
     memory: Memory
     size: int = 0
+    arriving: int = 0  # of them
 
-    def add(self, size: int) -> None:
-        """Reserve `size` more bytes. Raise Overloaded if they are not free."""
-        if size > self.memory.free:
-            raise Overloaded
-        self.memory.free -= size
+    def add(self, size: int, *, arriving: bool = False) -> None:
+        """Reserve `size` more bytes, dropping bodies that arrive slowly if need be. Raise Overloaded."""
+        memory = self.memory
+        while size > memory.free or (arriving and size > memory.free_for_arriving):
+            if not body_deadlines().drop_slowest():
+                raise Overloaded
+        memory.free -= size
         self.size += size
+        if arriving:
+            memory.free_for_arriving -= size
+            self.arriving += size
+
+    def arrived(self) -> None:
+        """Note that nothing more is awaited of the body."""
+        self.memory.free_for_arriving += self.arriving
+        self.arriving = 0
 
     def release(self) -> None:
         """Give all bytes back."""
+        self.arrived()
         self.memory.free += self.size
         self.size = 0
 
@@ -58,13 +78,16 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     """
     gzipped = is_gzip(headers)
     declared = headers.get(b"content-length", b"")
+    if len(declared) > LENGTH_DIGITS:
+        raise RequestRefused(Fault("malformed_json", f"Content-Length has more than {LENGTH_DIGITS} digits"))
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     connection = fast_path(request.scope)
     body = connection.take_buffered_body(request.scope) if connection else None
     if body is None:
         try:
-            body = await body_deadlines().wait(_receive(request, limit, reservation))
+            body = await body_deadlines().wait(_receive(request, limit, reservation), reservation.release)
+            reservation.arrived()
         except TimeoutError:
             fault = Fault("malformed_json", "the body took too long to arrive")
             raise RequestRefused(fault, headers={"Connection": "close"}) from None
@@ -73,8 +96,9 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
     if len(body) > limit:
         raise _too_large(limit)
     if gzipped or body.startswith(GZIP_MAGIC):
-        body = gunzip(body, limit)
+        body = await in_turns(gunzip_steps(body, limit))
         reservation.add(len(body))
+    request.scope["body_is_read"] = True
     return body.removeprefix(BOM_UTF8)
 
 
@@ -90,7 +114,7 @@ async def _receive(request: Request, limit: int, reservation: Reservation) -> by
         more = message.get("more_body", False)
         body += part
         if more or len(body) > SMALL:
-            reservation.add(len(part))
+            reservation.add(len(part), arriving=True)
         body_deadlines().extend(len(part))
     return bytes(body)
 
@@ -100,7 +124,13 @@ def gunzip(packed: bytes, limit: int) -> bytes:
 
     Raise RequestRefused: payload_too_large beyond `limit` bytes, malformed_json for what is not gzip.
     """
+    return at_once(gunzip_steps(packed, limit))
+
+
+def gunzip_steps(packed: bytes, limit: int) -> Steps[bytes]:
+    """Do as gunzip, in steps."""
     unpacked = bytearray()
+    steps = 0
     rest = memoryview(packed)
     try:
         for _ in range(GZIP_MEMBERS):
@@ -108,10 +138,13 @@ def gunzip(packed: bytes, limit: int) -> bytes:
             while rest and not member.eof:
                 # In parts, because zlib copies all that follows a member when that ends.
                 part = rest[:SMALL]
-                unpacked += member.decompress(part, limit + 1 - len(unpacked))
+                unpacked += member.decompress(part, min(UNPACKED_PER_STEP, limit + 1 - len(unpacked)))
                 if len(unpacked) > limit:
                     raise _too_large(limit)
-                rest = rest[len(part) - len(member.unused_data) :]
+                rest = rest[len(part) - len(member.unused_data) - len(member.unconsumed_tail) :]
+                if len(unpacked) // UNPACKED_PER_STEP > steps:
+                    steps += 1
+                    yield
             if not member.eof:
                 raise zlib.error("it ends too early")
             if not rest:

@@ -1,9 +1,12 @@
 """CORS: which web pages may send requests and read the replies (the Fetch standard, "CORS protocol")."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.responses import Response
+
+from metrics_ingest.errors import Fault, RequestRefused
+from metrics_ingest.model.validation import excerpt
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -36,14 +39,37 @@ class Cors:
         self._all = r"\*" in patterns
         self._listed = re.compile("|".join(patterns).encode())
 
+    def allows(self, origin: bytes) -> bool:
+        """Return whether pages of the origin may send requests and read the replies."""
+        return self._all or bool(self._listed.fullmatch(origin))
+
     def fields(self, raw: Iterable[tuple[bytes, bytes]]) -> Fields:
         """Return the header fields to add to the reply to a request with the `raw` fields."""
         if self._all:
             return [(b"access-control-allow-origin", b"*"), EXPOSED]
         origin = next((value for name, value in raw if name == b"origin"), b"")
-        if not self._listed.fullmatch(origin):
+        if not self.allows(origin):
             return [VARY]
         return [VARY, (b"access-control-allow-origin", origin), CREDENTIALS, EXPOSED]
+
+
+def check_origin(raw: Sequence[tuple[bytes, bytes]], cors: Cors | None) -> None:
+    """Raise RequestRefused (forbidden_origin) for a request of a page that is neither the server's own nor listed.
+
+    This is for functions without keys. There any page that a user visits could write to a function that only the user
+    can reach, because a browser asks for permission (CORS) only before some requests, and before no simple one.
+    """
+    headers = dict(raw)
+    origin = headers.get(b"origin", b"").lower()
+    if not origin or (cors and cors.allows(origin)):
+        return
+    scheme, _, authority = origin.partition(b"://")
+    # Not the scheme, because TLS may end before the function does.
+    default_port = b":443" if scheme == b"https" else b":80"
+    host = headers.get(b"host", b"").lower().removesuffix(default_port)
+    if authority.removesuffix(default_port) != host or not host:
+        sent = excerpt(origin.decode("latin-1"))
+        raise RequestRefused(Fault("forbidden_origin", f"pages of {sent} may not send requests; see CORS_ORIGINS"))
 
 
 def preflight() -> Response:

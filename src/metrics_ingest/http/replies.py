@@ -2,14 +2,25 @@
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from metrics_ingest.errors import CODES, Fault, Overloaded, RequestRefused, StoreUnavailable
+from metrics_ingest.errors import (
+    CODES,
+    Fault,
+    Overloaded,
+    RequestRefused,
+    StatementRefused,
+    StoreUnavailable,
+    problem_body,
+)
 from metrics_ingest.http.functions import JSON
+from metrics_ingest.model.validation import MAX_LISTED
 from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.storage.ingest import Report
 from metrics_ingest.storage.quarantine import Rejected
@@ -24,6 +35,8 @@ class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
     rejected: Rejected | None = None  # of a batch: what the service puts in quarantine
+    shorter = b""  # a body to send instead when memory is short
+    release: Callable[[], None] | None = None  # to be called when the client has read the reply
 
     def __init__(
         self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (), media_type: bytes = JSON
@@ -33,41 +46,54 @@ class Reply(Response):
         self.background = None
         self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
 
+    def replace_body(self, body: bytes) -> None:
+        """Send `body` instead."""
+        self.body = body
+        self.raw_headers[1] = (b"content-length", b"%d" % len(body))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply, in one write if possible. A client that has disconnected is no error."""
         try:
             connection = fast_path(scope)
             if not (connection and connection.send_reply(scope, self.status_code, self.raw_headers, self.body)):
                 await super().__call__(scope, receive, send)
+            if self.release and connection:
+                await connection.drained()
         except RuntimeError:  # uvloop's "the handler is closed", when the client has disconnected with requests pending
             logger.debug("client disconnected before the reply")
+        finally:
+            if self.release:
+                self.release()
 
 
-def report_body(report: Report, *, strict: bool = False) -> bytes:
-    """Return the JSON reply of /ingest_batch/.
+def report_reply(report: Report, *, strict: bool = False) -> Reply:
+    """Return the reply of /ingest_batch/. Of more than MAX_LISTED faults it lists the first one of each metric.
 
     received = stored + duplicates + rejected. In the reply to a refused strict batch, of which nothing is stored,
     `valid` is the number of the other metrics, so that received = rejected + valid.
     """
     rejected = len(report.faults)
-    return to_json({
+    counts = {
         "message": f"{report.stored} of {report.received} metrics stored",
         "received": report.received,
         "stored": report.stored,
         "duplicates": report.duplicates,
         "rejected": rejected,
         **({"valid": report.received - rejected} if strict and rejected else {}),
-        "errors": [
-            {"index": position, **error_entry(fault)}
-            for position in sorted(report.faults)
-            for fault in report.faults[position]
-        ],
-    })  # fmt: skip
+    }
+    count = report.fault_count
+    per_metric = None if count <= MAX_LISTED else 1
+    found = ((position, fault) for position in sorted(report.faults) for fault in report.faults[position][:per_metric])
+    errors = [{"index": position, **fault.entry()} for position, fault in islice(found, MAX_LISTED)]
 
+    def body(errors: list[dict[str, Any]]) -> bytes:
+        omitted = {"errors_omitted": count - len(errors)} if count > len(errors) else {}
+        return to_json({**counts, "errors": errors, **omitted})
 
-def error_entry(fault: Fault) -> dict[str, str | None]:
-    """Return a fault as an entry of `errors`."""
-    return {"code": fault.code, "field": fault.field, "metric_id": fault.metric_id, "detail": fault.detail}
+    reply = Reply(report.status, body(errors), [(b"preference-applied", b"handling=strict")] if strict else [])
+    if errors:
+        reply.shorter = body([])
+    return reply
 
 
 def problem(error: Exception) -> Reply:
@@ -76,25 +102,15 @@ def problem(error: Exception) -> Reply:
     An unexpected exception is logged with a correlation id, and the reply holds that id only.
     """
     headers: dict[str, str] = {}
-    if isinstance(error, RequestRefused):
+    if isinstance(error, RequestRefused) and error.code in CODES:
         faults, headers = error.faults, error.headers
     elif isinstance(error, StoreUnavailable | Overloaded):
         faults, headers = error.faults, {"Retry-After": str(RETRY_AFTER_S[error.code])}
     else:
         correlation_id = str(uuid.uuid4())
-        reason = getattr(error, "reason", None)
+        reason = error.reason if isinstance(error, StatementRefused) else None  # others' may hold anything
         facts = {"correlation_id": correlation_id, "reason": reason}
-        logger.error("internal error", exc_info=None if reason else error, extra={"facts": facts})
+        logger.error("internal error", exc_info=error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
-    code = faults[0].code
-    status = CODES[code]
-    body = {
-        "type": f"urn:metrics-ingest:problem:{code}",
-        "title": status.phrase,
-        "status": status.value,
-        "detail": faults[0].detail,
-        "code": code,
-        "errors": [error_entry(fault) for fault in faults],
-    }
     fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())
-    return Reply(status, to_json(body), fields, PROBLEM_JSON)
+    return Reply(CODES[faults[0].code], problem_body(faults), fields, PROBLEM_JSON)

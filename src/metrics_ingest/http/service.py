@@ -12,17 +12,19 @@ from starlette.responses import Response
 from metrics_ingest import __version__, logs
 from metrics_ingest.errors import CODES, Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
-from metrics_ingest.http.bodies import LARGE_BODIES, Memory, Reservation, check_structure, read_body
-from metrics_ingest.http.cors import Cors, preflight
+from metrics_ingest.http.bodies import Memory, Reservation, check_structure, read_body
+from metrics_ingest.http.cors import Cors, check_origin, preflight
 from metrics_ingest.http.functions import BY_NAME, NDJSON
 from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.operations import Operation
 from metrics_ingest.storage.quarantine import Rejected, keep
 from metrics_ingest.storage.writer import writer
 
 HEALTH_TIMEOUT_S = 2.0
+LARGE_REPLY = 16_384  # bytes; replies above it are counted until the client has read them
+FRAMEWORK_PATHS = ("/robots.txt", "/favicon.ico")  # functions-framework replies 404 to these itself
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +54,42 @@ class Service:
         self._max_items = max_items
         self._keeps_rejected = keeps_rejected
         self._cors = Cors(self.settings.cors_origins) if self.settings.cors_origins else None
-        self.memory = memory or Memory(LARGE_BODIES * self.settings.max_body_bytes)
+        self.memory = memory or Memory(self.settings.max_body_bytes)
+        self._free_for_replies = self.settings.max_body_bytes
         logs.start(self.settings)
 
     async def respond(self, request: Request) -> Response:
         """Reply to any request. Raise nothing, because functions-framework would reply in a form of its own."""
-        begin_process()
         try:
+            begin_process()
+            if request.method != "OPTIONS" and not self.settings.api_keys:
+                check_origin(request.scope["headers"], self._cors)
             response = await (self._post(request) if request.method == "POST" else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
-            if isinstance(error, RequestRefused):
+            if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
                 logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
             response = self._error_reply(request, error)
+        if not request.scope.get("body_is_read") and fast_path(request.scope) is None and _has_body(request):
+            response.raw_headers.append((b"connection", b"close"))  # else uvicorn would read all of it
+        self._reserve(response)
         if self._cors:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
         return response
+
+    def _reserve(self, response: Response) -> None:
+        """Count a large reply until the client has read it; without free memory for it, send a shorter one."""
+        if not isinstance(response, Reply) or len(response.body) <= LARGE_REPLY:
+            return
+        if len(response.body) > self._free_for_replies and response.shorter:
+            response.replace_body(response.shorter)
+        size = len(response.body)
+        self._free_for_replies -= size
+
+        def release() -> None:
+            self._free_for_replies += size
+
+        response.release = release
 
     async def _other(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
@@ -116,11 +138,18 @@ class Service:
 
     async def _get(self, request: Request) -> Response:
         """Reply 200: liveness, or on a path that ends with /health after the database has replied."""
+        if request.scope["path"] in FRAMEWORK_PATHS:
+            raise RequestRefused(Fault("not_found", f"nothing is served at {request.scope['path']}"))
         status = {"function": self.function.name, "version": __version__}
         if not request.scope["path"].rstrip("/").endswith("/health"):
             return Reply(200, to_json({**status, "status": "ok"}))
-        await writer().write(Operation.PING, (), timeout_s=HEALTH_TIMEOUT_S)
+        await writer().ping(HEALTH_TIMEOUT_S)
         return Reply(200, to_json({**status, "database": "ok"}))
+
+
+def _has_body(request: Request) -> bool:
+    names = dict(request.scope["headers"])
+    return b"transfer-encoding" in names or names.get(b"content-length", b"0").strip(b"0") != b""
 
 
 @cache

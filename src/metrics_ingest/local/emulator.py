@@ -1,6 +1,8 @@
 """`make run`: all functions on one port, loaded by functions-framework from the same files as in the cloud."""
 
+import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,10 +20,12 @@ from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import problem
 from metrics_ingest.local.front_page import front_page
 from metrics_ingest.local.refreshing import Refresher
+from metrics_ingest.server.handler import without_middleware
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import reason_of
 
+OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
 ROOT = Path(__file__).parents[3]
 NO_READ_KEYS = (
     "the dashboard is closed, because API_KEYS is set and READ_KEYS is not; set READ_KEYS (`metrics-ingest key new`"
@@ -50,14 +54,21 @@ stop with Ctrl-C
 class Dispatcher:
     """Passes each request to the function that owns its path. The path is not changed."""
 
-    def __init__(self, functions: dict[str, ASGIApp], front: ASGIApp, stored: Callable[[], None]) -> None:
-        """`front` serves all other paths; `stored` is called after each request that may have stored metrics."""
+    def __init__(self, functions: dict[str, ASGIApp], front: ASGIApp, stored: Callable[[], None], host: str) -> None:
+        """`front` serves all other paths; `stored` is called after each request that may have stored metrics.
+
+        `host` is the address that the emulator listens on, or a name of it.
+        """
         self._functions = functions
         self._front = front
         self._stored = stored
+        self._host = host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (the ASGI interface)."""
+        if not self._is_own_host(scope):
+            await problem(RequestRefused(Fault("forbidden_origin", OTHER_HOST)))(scope, receive, send)
+            return
         function = owner(scope["path"])
         if function is None:
             await self._front(scope, receive, send)
@@ -66,6 +77,21 @@ class Dispatcher:
         if scope["method"] == "POST" and function.name.startswith("ingest"):
             self._stored()
 
+    def _is_own_host(self, scope: Scope) -> bool:
+        """Return whether the Host is an address, a name of this machine for itself, or HOST.
+
+        A page whose name its owner makes resolve to 127.0.0.1 (DNS rebinding) has the same origin as the emulator for
+        the browser, but sends its own name as Host. A client that sends none is no browser.
+        """
+        authority = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        host = re.sub(r":\d*$", "", authority).strip("[]").removesuffix(".")
+        if host in ("", "localhost", self._host.lower()) or host.endswith(".localhost"):
+            return True
+        try:
+            return bool(ipaddress.ip_address(host))
+        except ValueError:
+            return False
+
 
 async def _dashboard_without_keys(scope: Scope, receive: Receive, send: Send) -> None:
     """Serve in place of a dashboard that nobody may read."""
@@ -73,12 +99,13 @@ async def _dashboard_without_keys(scope: Scope, receive: Receive, send: Send) ->
     await problem(RequestRefused(fault, headers={"WWW-Authenticate": "Bearer"}))(scope, receive, send)
 
 
-def load(directory: Path, base: str, stored: Callable[[], None]) -> Dispatcher:
+def load(directory: Path, base: str, stored: Callable[[], None], host: str) -> Dispatcher:
     """Load each function from its file in `directory` (<name>/main.py), for an emulator at `base`."""
     names = [function.name for function in FUNCTIONS if function.name != "dashboard" or _may_read()]
-    functions = {name: create_app(name, str(directory / name / "main.py"), "http") for name in names}
+    apps = {name: create_app(name, str(directory / name / "main.py"), "http") for name in names}
+    functions = {name: without_middleware(app) for name, app in apps.items()}
     front = front_page({name: f"{base}/{name}/health" for name in names})
-    return Dispatcher({"dashboard": _dashboard_without_keys, **functions}, front, stored)
+    return Dispatcher({"dashboard": _dashboard_without_keys, **functions}, front, stored, host)
 
 
 def _may_read() -> bool:
@@ -101,7 +128,7 @@ def main() -> None:
         base = _address(host, listener.getsockname()[1])
         with Refresher(settings().database).running() as refresher:
             refresher.notice()  # of metrics that were stored while no emulator ran
-            functions = load(ROOT / "functions", base, refresher.notice)
+            functions = load(ROOT / "functions", base, refresher.notice, host)
             _announce(base, psql)
             config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
             uvicorn.Server(config).run(sockets=[listener])

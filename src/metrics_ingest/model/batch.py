@@ -16,6 +16,7 @@ from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.model import metric
 from metrics_ingest.model.metric import READER, Metric, MetricRow
 from metrics_ingest.model.validation import (
+    MAX_LISTED,
     ONE_ERROR,
     STRICT,
     RepeatedFields,
@@ -24,7 +25,10 @@ from metrics_ingest.model.validation import (
     unknown_fields,
 )
 from metrics_ingest.settings import settings
+from metrics_ingest.steps import Steps, at_once
 
+ITEMS_PER_STEP = 200  # of the slow path, which takes at most 20 µs for each
+METRICS_PER_STEP = 1_000
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 
@@ -33,12 +37,19 @@ class Batch:
     """The metrics of one request: the valid ones' `rows` and `positions`, and the others' `faults` by position.
 
     `sent` has every metric by position as it was read: the bytes of a line or of a body, or an item of a JSON array.
+    The faults of MAX_LISTED metrics are described; the lists of others are empty, and `unlisted` counts their faults.
     """
 
     sent: Sequence[Any]
     rows: list[MetricRow]
     positions: Sequence[int]
     faults: dict[int, list[Fault]]
+    unlisted: int = 0
+
+    @property
+    def fault_count(self) -> int:
+        """The number of all faults."""
+        return self.unlisted + sum(map(len, self.faults.values()))
 
     @property
     def received(self) -> int:
@@ -48,7 +59,7 @@ class Batch:
 
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
-    batch = _complete([body], [READER.read(body)], key)
+    batch = at_once(_complete([body], [READER.read(body)], key))
     if batch.faults:
         raise RequestRefused(*batch.faults[0])
     return batch
@@ -56,13 +67,22 @@ def parse_one(body: bytes, key: str | None) -> Batch:
 
 def parse_many(body: bytes, key: str | None) -> Batch:
     """Read a JSON array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
+    return at_once(parse_many_steps(body, key))
+
+
+def parse_many_steps(body: bytes, key: str | None) -> Steps[Batch]:
+    """Do as parse_many, in steps."""
     array, envelope = _adapters()
     with suppress(ValidationError):
         metrics = envelope.validate_json(body)["metrics"] if IS_OBJECT.match(body) else array.validate_json(body)
+        yield
         if has_no_repeats(body, metrics):
             _check_count(len(metrics))
-            return _complete(metrics, metrics, key)
-    return _validate_each(_items(body), READER.read_item, key)
+            return (yield from _complete(metrics, metrics, key))
+    yield
+    items = _items(body)
+    yield
+    return (yield from _validate_each(items, READER.read_item, READER.count_item, key))
 
 
 def parse_lines(body: bytes, key: str | None) -> Batch:
@@ -70,6 +90,11 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
 
     Raise RequestRefused for an empty body or too many lines.
     """
+    return at_once(parse_lines_steps(body, key))
+
+
+def parse_lines_steps(body: bytes, key: str | None) -> Steps[Batch]:
+    """Do as parse_lines, in steps."""
     if not body:
         raise RequestRefused(Fault("malformed_json", "the body is empty"))
     lines = list(islice(_filled_lines(body), settings().max_batch + 1))
@@ -81,9 +106,11 @@ def parse_lines(body: bytes, key: str | None) -> Batch:
             array, _ = _adapters()
             document = b"[" + b",".join(lines) + b"]"
             metrics = array.validate_json(document)
+            yield
             if len(metrics) == len(lines) and has_no_repeats(document, metrics):
-                return _complete(lines, metrics, key)
-    return _validate_each(lines, READER.read, key)
+                return (yield from _complete(lines, metrics, key))
+    yield
+    return (yield from _validate_each(lines, READER.read, READER.count, key))
 
 
 def _filled_lines(body: bytes) -> Iterator[bytes]:
@@ -91,25 +118,52 @@ def _filled_lines(body: bytes) -> Iterator[bytes]:
     return filter(None, (line.strip(b" \t\r\n") for line in BytesIO(body)))
 
 
-def _validate_each(items: Sequence[Any], read: Callable[[Any], Metric], key: str | None) -> Batch:
-    """Slow path: validate item by item, after the whole batch failed."""
+def _validate_each(
+    items: Sequence[Any], read: Callable[[Any], Metric], count: Callable[[Any], Metric | int], key: str | None
+) -> Steps[Batch]:
+    """Slow path: validate item by item, after the whole batch failed. Only count the faults after MAX_LISTED items."""
     _check_count(len(items))
-    valid, faults = {}, {}
+    valid: dict[int, Metric] = {}
+    faults: dict[int, list[Fault]] = {}
+    unlisted = 0
     for position, item in enumerate(items):
+        if position % ITEMS_PER_STEP == 0:
+            yield
+        if len(faults) >= MAX_LISTED:
+            counted = count(item)
+            if isinstance(counted, int):
+                faults[position] = []
+                unlisted += counted
+            else:
+                valid[position] = counted
+            continue
         try:
             valid[position] = read(item)
         except RequestRefused as refused:
             faults[position] = list(refused.faults)
-    batch = _complete(items, list(valid.values()), key, list(valid))
+    yield
+    batch = yield from _complete(items, list(valid.values()), key, list(valid))
     batch.faults |= faults
+    batch.unlisted = unlisted
     return batch
 
 
-def _complete(sent: Sequence[Any], metrics: list[Metric], key: str | None, positions: Sequence[int] = ()) -> Batch:
+def _complete(
+    sent: Sequence[Any], metrics: list[Metric], key: str | None, positions: Sequence[int] = ()
+) -> Steps[Batch]:
     """Fill in each metric's identity by its position in the request, and set apart those with a late fault."""
     positions = positions or range(len(metrics))
     chosen = settings()
-    rows, faults = metric.complete(metrics, positions, key, chosen.max_future_skew_s, chosen.max_past_s)
+    rows: list[MetricRow] = []
+    faults: dict[int, list[Fault]] = {}
+    for start in range(0, len(metrics), METRICS_PER_STEP):
+        part = slice(start, start + METRICS_PER_STEP)
+        new_rows, new_faults = metric.complete(
+            metrics[part], positions[part], key, chosen.max_future_skew_s, chosen.max_past_s
+        )
+        rows += new_rows
+        faults |= new_faults
+        yield
     if faults:
         positions = [position for position in positions if position not in faults]
     return Batch(sent, rows, positions, faults)

@@ -16,6 +16,7 @@ from metrics_ingest.errors import Fault, RequestRefused
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 MAX_UNKNOWN_FIELDS = 10  # reported per object, and as many repeated ones
+MAX_LISTED = 1_000  # rejected metrics of a request whose faults are described, and faults that are listed
 EXCERPT_CHARACTERS = 60
 LEAP_SECOND = re.compile(r"[0-9-]{10}[Tt ][0-9]{2}:[0-9]{2}:60")
 OUT_OF_RANGE = ("greater_than_equal", "less_than")  # pydantic's errors about a timestamp that is well-formed
@@ -69,6 +70,7 @@ class ObjectReader(Generic[Validated]):
         self._full = TypeAdapter(source)
         self._fast: TypeAdapter[Validated] = TypeAdapter(Annotated[source, ONE_ERROR])  # type: ignore[arg-type]  # a type made at run time
         self._fields = frozenset(source.__annotations__) - {"__pydantic_config__"}
+        self._required = len(source.__required_keys__ - {"__pydantic_config__"})  # type: ignore[attr-defined]  # a TypedDict's
 
     def read(self, body: bytes) -> Validated:
         """Validate a JSON text. Raise RequestRefused with all its faults."""
@@ -96,6 +98,34 @@ class ObjectReader(Generic[Validated]):
         if faults := list(_faults(errors, item, self._fields)):
             raise RequestRefused(*faults)
         return validated
+
+    def count(self, line: bytes) -> Validated | int:
+        """Validate a JSON text without blanks around it as `read`, but return only the number of its faults."""
+        if not (line.startswith(b"{") and line.endswith(b"}")):  # no object
+            return 1
+        try:
+            return self.count_item(parse_json(line))
+        except RequestRefused:
+            return 1
+
+    def count_item(self, item: Any) -> Validated | int:
+        """Validate as `read_item`, but return only the number of faults, in a quarter of the time."""
+        if isinstance(item, RepeatedFields):  # these cost their sender more than a count costs
+            try:
+                return self.read_item(item)
+            except RequestRefused as refused:
+                return len(refused.faults)
+        if not isinstance(item, dict):
+            return 1
+        known = {name: item[name] for name in item if name in self._fields}
+        unknown = min(len(item) - len(known), MAX_UNKNOWN_FIELDS)
+        if not known:  # a body can have very many of these
+            return unknown + self._required
+        try:
+            validated = self._full.validate_json(to_json(known))
+        except ValidationError as error:
+            return unknown + len({each["loc"][0] for each in error.errors(include_url=False, include_input=False)})
+        return unknown or validated
 
 
 def has_no_repeats(text: bytes, objects: Iterable[Any]) -> bool:

@@ -1,5 +1,6 @@
 """pg8000: opening a connection as the settings say, the socket of an open one, and the meaning of its errors."""
 
+import socket
 import ssl
 import traceback
 from contextlib import suppress
@@ -43,8 +44,8 @@ PIN_SESSION = """
 class DatabaseSocket:
     """The socket of a connection that pg8000 has opened and logged in.
 
-    Only this class and _to_native use pg8000's private attributes: pyproject.toml bounds its version, test_driver.py
-    checks them.
+    Only this class, `_Connection` and `_to_native` use pg8000's private attributes: pyproject.toml bounds its version,
+    test_driver.py checks them.
     """
 
     def __init__(self, connection: pg8000.native.Connection) -> None:
@@ -72,10 +73,44 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
     """Open a connection; `timeout_s` bounds each read and write on it. Raise pg8000's errors and OSError."""
     if database.cloud_sql_instance:
         return _to_native(connect_dbapi(database, timeout_s))
+    arguments = connection_arguments(database, timeout_s)
+    opened = _open_socket(database, arguments.pop("unix_sock"), timeout_s)
     try:
-        return pg8000.native.Connection(**connection_arguments(database, timeout_s))
-    except (InterfaceError, DatabaseError, OSError) as error:
+        return _Connection(**arguments, sock=opened)
+    except Exception as error:  # noqa: BLE001  # a server can make pg8000 raise anything, and it is raised again
+        opened.close()  # pg8000 leaves it to the garbage collector when the server is silent or refuses TLS
         raise _server_error(error) from error.__cause__
+
+
+class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
+    """pg8000's connection, which closes everything when the login fails: pg8000 leaves the socket's file open."""
+
+    def close(self) -> None:
+        """Close the connection. Raise InterfaceError."""
+        if self._usock is None:
+            super().close()  # which raises
+            return
+        opened = DatabaseSocket(self)
+        try:
+            super().close()
+        finally:
+            opened.close()
+
+
+def _open_socket(database: Database, unix_socket: str | None, timeout_s: float | None) -> socket.socket:
+    """Connect as pg8000 would, so that the socket can be closed whatever happens to it there. Raise OSError."""
+    if unix_socket is None:
+        opened = socket.create_connection((database.host, database.port), timeout_s)
+    else:
+        opened = socket.socket(socket.AF_UNIX)
+        try:
+            opened.settimeout(timeout_s)
+            opened.connect(unix_socket)
+        except BaseException:
+            opened.close()
+            raise
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return opened
 
 
 def connect_dbapi(database: Database, timeout_s: float | None) -> pg8000.dbapi.Connection:

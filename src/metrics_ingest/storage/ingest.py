@@ -5,10 +5,10 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from metrics_ingest.errors import Fault
+from metrics_ingest.errors import Fault, StatementRefused
 from metrics_ingest.model.batch import Batch
 from metrics_ingest.model.metric import MetricRow
-from metrics_ingest.model.validation import excerpt
+from metrics_ingest.model.validation import MAX_LISTED, excerpt
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
 from metrics_ingest.storage.writer import writer
 
@@ -21,7 +21,13 @@ class Report:
     rows: list[MetricRow]  # the valid metrics
     stored: int
     duplicates: int
-    faults: dict[int, list[Fault]]  # those of the others by position in the request
+    faults: dict[int, list[Fault]]  # those of the others by position in the request, empty for the unlisted ones
+    unlisted: int = 0
+
+    @property
+    def fault_count(self) -> int:
+        """The number of all faults."""
+        return self.unlisted + sum(map(len, self.faults.values()))
 
     @property
     def status(self) -> HTTPStatus:
@@ -48,14 +54,20 @@ async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> 
     if batch.rows:
         outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
     rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
+    faults, unlisted = batch.faults, batch.unlisted
     for outcome in rejected:
-        fault = _fault(outcome, batch.rows[outcome.position])
-        batch.faults.setdefault(batch.positions[outcome.position], []).append(fault)
-    if strict and batch.faults:
-        return Report(batch.received, batch.rows, 0, 0, batch.faults)
+        position = batch.positions[outcome.position]
+        is_first = position not in faults
+        found = faults.setdefault(position, [])
+        if found or (is_first and len(faults) <= MAX_LISTED):
+            found.append(_fault(outcome, batch.rows[outcome.position]))
+        else:
+            unlisted += 1
+    if strict and faults:
+        return Report(batch.received, batch.rows, 0, 0, faults, unlisted)
     duplicates = len(outcomes) - len(rejected)
-    stored = batch.received - duplicates - len(batch.faults)
-    return Report(batch.received, batch.rows, stored, duplicates, batch.faults)
+    stored = batch.received - duplicates - len(faults)
+    return Report(batch.received, batch.rows, stored, duplicates, faults, unlisted)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:
@@ -70,8 +82,10 @@ def _fault(outcome: Outcome, row: MetricRow) -> Fault:
             field_name, detail = "metric_type", f"metric type {metric_type} is {state}"
         case "value_out_of_range":
             field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {excerpt(value)}"
-        case _:  # metric_conflict. "Before" may be in another request, because the writer merges requests.
+        case "metric_conflict":  # "before" may be in another request, because the writer merges requests
             field_name, detail = "metric_id", "this metric was sent before with another value, type or session"
+        case unknown:
+            raise StatementRefused(f"store_metrics returned the outcome {unknown!r:.100}")
     return Fault(outcome.kind, detail, field_name, str(UUID(bytes=metric_id)))
 
 

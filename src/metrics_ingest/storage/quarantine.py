@@ -25,8 +25,10 @@ from metrics_ingest.storage.operations import Operation
 from metrics_ingest.storage.writer import writer
 
 PAYLOAD_BYTES = 8_192
+ROW_BYTES = 1_000  # the most of a row without its payload
 DETAIL_CHARACTERS = 500
 PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
+BYTES_PER_DAY = 67_108_864  # of one process: 6 GB in the three months for which they are kept
 TIMEOUT_S = 0.25
 REPLAY_BATCH = 1_000
 REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
@@ -66,9 +68,11 @@ FIRST = Kept("-infinity", UUID(int=0))  # what precedes all others
 
 
 class Allowance:
-    """A token bucket: BURST at once, PER_S in the long run."""
+    """A token bucket: BURST at once, PER_S in the long run. And a number of bytes for each day, in UTC."""
 
     def __init__(self) -> None:
+        self._day = 0.0
+        self._bytes = 0
         self._left = BURST
         self._updated = time.monotonic()
 
@@ -81,6 +85,19 @@ class Allowance:
         self._left -= granted
         return granted
 
+    def spend(self, size: int) -> bool:
+        """Take so many of the day's bytes. Return whether there were as many; log the first time that there are not."""
+        today = time.time() // 86_400
+        if today != self._day:
+            self._day, self._bytes = today, BYTES_PER_DAY
+        if size > self._bytes:
+            if self._bytes:
+                logger.warning("rejected metrics are not kept until midnight UTC: %d bytes are used up", BYTES_PER_DAY)
+            self._bytes = 0
+            return False
+        self._bytes -= size
+        return True
+
 
 ALLOWANCE = Allowance()  # this process's
 
@@ -91,11 +108,14 @@ async def keep(route: str, key_name: str | None, rejected: Rejected, *, keyed: b
     `keyed` says whether the request had an Idempotency-Key.
     """
     faults, sent = rejected
-    if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(faults))):
+    described = [position for position in faults if faults[position]]  # all but the unlisted ones
+    if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(described))):
         return
-    positions = sorted(faults)[:granted]
+    positions = sorted(described)[:granted]
     try:
         rows = [_row(route, key_name, _payload(sent[position]), faults[position], keyed) for position in positions]
+        if not ALLOWANCE.spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
+            return
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)
     except (TimeoutError, IngestError, ValueError, LookupError) as error:

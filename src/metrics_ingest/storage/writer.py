@@ -6,6 +6,7 @@ WRITE_LANES connections whatever its concurrency, and nothing is left to do afte
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from metrics_ingest.storage.operations import Commit, Operation, Outcome
 MAX_ITEMS_PER_FLUSH = 10_000  # when several requests are merged; a single one may hold more
 BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last one repeats, so recovery is noticed within half a second
 EXPIRY_CHECK_S = 0.25
+PING_S = 1.0  # how long an answer of the database counts for those who ask about its health
+PING_PAUSE_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Writer:
         self._waiting_items = 0
         self._flushes: dict[asyncio.Task[None], list[PendingWrite]] = {}
         self._expiry_planned = False
+        self._last_answer = -math.inf  # of the database, in the loop's time
+        self._ping: asyncio.Task[None] | None = None
         self._shutdown = shutdown_deadline()
         self._failures = Tally(logger, "the database is unavailable, trying again")
         self._expired = Tally(logger, "requests rejected: store_unavailable")
@@ -87,6 +92,47 @@ class Writer:
             self._expiry_planned = True
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
         return await result
+
+    async def ping(self, timeout_s: float) -> None:
+        """Return if the database has answered within the last PING_S seconds, or answers now. Raise StoreUnavailable.
+
+        One question, and its failure, is shared by all who ask within PING_S: anybody may ask, without a key.
+        """
+        if self._loop.time() - self._last_answer < PING_S:
+            return
+        if self._ping is None:
+            self._ping = self._loop.create_task(self._ask_database(self._loop.time() + timeout_s))
+            self._ping.add_done_callback(self._forget_ping)
+        await asyncio.shield(self._ping)
+
+    def _forget_ping(self, ping: asyncio.Task[None]) -> None:
+        def forget() -> None:
+            self._ping = None
+
+        if ping.cancelled() or ping.exception() is None:
+            forget()
+        else:
+            self._loop.call_later(PING_S, forget)
+
+    async def _ask_database(self, deadline: float) -> None:
+        """Ask the database by an idle lane until it answers. While none is idle, a commit is an answer, too."""
+        asked = self._loop.time()
+        while self._last_answer < asked:
+            if self._idle_lanes and not self._waiting:
+                lane = self._idle_lanes.pop()
+                try:
+                    await lane.execute(Operation.PING, (), Commit.VALID_ITEMS, deadline)
+                    self._last_answer = self._loop.time()
+                    return
+                except StoreUnavailable:
+                    if self._loop.time() + PING_PAUSE_S > deadline:
+                        raise
+                finally:
+                    self._idle_lanes.append(lane)
+                    self._start_flushes()
+            elif self._loop.time() > deadline:
+                raise StoreUnavailable("no commit in time")
+            await asyncio.sleep(PING_PAUSE_S)
 
     def _start_flushes(self) -> None:
         """Give what waits to the idle lanes. Afterwards nothing waits, or no lane is idle."""
@@ -146,6 +192,7 @@ class Writer:
                     await self._commit(lane, group[len(group) // 2 :])
                 return
             else:
+                self._last_answer = self._loop.time()
                 _distribute(outcomes, group)
                 if attempt > 1:
                     logger.info("the database is available again")
