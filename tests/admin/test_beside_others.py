@@ -107,7 +107,7 @@ def test_export_that_waits_for_the_attaching_transaction_is_complete(
     filled("2019-12-01", 100)
     original = draining._refuse_older_snapshots
     files = [tmp_path / "all", tmp_path / "month"]
-    options = ([], ["--from", "2019-12-01", "--to", "2020-01-01"])
+    options: tuple[list[str], ...] = ([], ["--from", "2019-12-01", "--to", "2020-01-01"])
     program = Path(__import__("sys").executable).parent / "metrics-ingest"
     exports: list[Any] = []
 
