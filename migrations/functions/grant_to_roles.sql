@@ -1,6 +1,7 @@
 -- Grants the two roles, where they exist, what they need; every `metrics-ingest migrate` ends with it. The writer may call
--- the owner's SECURITY DEFINER functions, nothing else. The reader may read every table and view, and call the
--- IMMUTABLE functions, because a view calls its functions with the rights of whoever reads it.
+-- the owner's SECURITY DEFINER functions, nothing else. The reader may read the owner's tables and views, and call the
+-- IMMUTABLE functions, because a view calls its functions with the rights of whoever reads it. Tables of other owners in
+-- the same schema are left out, one by one, because granting on one of them would fail as a whole.
 CREATE OR REPLACE FUNCTION grant_to_roles() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
 DECLARE
@@ -11,7 +12,14 @@ BEGIN
     END IF;
     IF to_regrole('metrics_reader') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA public TO metrics_reader;
-        GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
+        FOR own IN
+            SELECT oid::regclass AS relation FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+              AND pg_get_userbyid(relowner) = current_user
+              AND NOT has_table_privilege('metrics_reader', oid, 'SELECT')
+        LOOP
+            EXECUTE format('GRANT SELECT ON TABLE %s TO metrics_reader', own.relation);
+        END LOOP;
         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO metrics_reader;
     END IF;
     FOR own IN

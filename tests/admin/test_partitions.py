@@ -82,22 +82,20 @@ def test_duplicate_of_a_row_that_is_being_drained_is_still_a_duplicate(
     """At every point of the drain, a metric that is sent again is stored once, and a new one is stored."""
     user = filled("2019-12-01", 50)
     moment = {"user_id": user, "timestamp": "2019-12-15T00:00:00Z", "session_id": user}
-    original = draining._copy
+    original = draining._copy_once
     sent = moment | {"metric_id": str(uuid4())}
     assert console.ingest(sent) is None
     late: list[dict[str, str]] = []
 
     def copy(*arguments: Any, **options: Any) -> Any:
         copied = original(*arguments, **options)
-        if arguments[1] != "metrics":
-            return copied
         assert console.ingest(sent)[0]["outcome"] == "duplicate"
         late.append(moment | {"metric_id": str(uuid4())})
         assert console.ingest(late[-1]) is None
         assert console.sql("SELECT count(*) FROM metrics") == [[51 + len(late)]]
         return copied
 
-    monkeypatch.setattr(draining, "_copy", copy)
+    monkeypatch.setattr(draining, "_copy_once", copy)
     assert maintained(console)["drained"] == 51 + len(late)
     assert [outcome["outcome"] for outcome in console.ingest(sent, *late)] == ["duplicate"] * (1 + len(late))
     assert console.sql("SELECT count(*) FROM metrics") == [[51 + len(late)]]
@@ -113,13 +111,13 @@ def test_transaction_that_began_before_the_copy_and_commits_after_it_is_not_lost
     slow.run(row, u=user, t="2019-12-20T00:00:00Z")
     slow.run(row, u=user, t="2018-06-20T00:00:00Z")  # of a month that is not being made
 
-    def swap(*arguments: Any) -> Any:
-        if slow is not None and slow._transaction_status != b"I":
-            slow.run("COMMIT")
-        return original(*arguments)
+    def copy(*arguments: Any) -> Any:
+        copied = original(*arguments)
+        slow.run("COMMIT")
+        return copied
 
-    original = draining._swap
-    monkeypatch.setattr(draining, "_swap", swap)
+    original = draining._copy
+    monkeypatch.setattr(draining, "_copy", copy)
     assert maintained(console)["drained"] == 6
     slow.close()
     assert console.sql("SELECT count(*), (SELECT count(*) FROM metrics_default) FROM metrics") == [[7, 1]]
@@ -131,13 +129,13 @@ def test_rows_deleted_during_the_drain_do_not_come_back(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = filled("2019-12-01", 50)
-    original = draining._swap
+    original = draining._attach
 
-    def swap(*arguments: Any) -> Any:
+    def attach(*arguments: Any, **options: Any) -> Any:
         console.sql("DELETE FROM metrics WHERE user_id = :u AND value <= 10", u=user)
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(draining, "_swap", swap)
+    monkeypatch.setattr(draining, "_attach", attach)
     assert maintained(console)["drained"] == 40
     assert console.sql("SELECT count(*), min(value) FROM metrics") == [[40, 11.0]]
 
@@ -148,15 +146,15 @@ def test_killed_drain_leaves_all_as_it_was_and_the_next_one_finishes(
     filled("2019-12-01", 50)
     before = contents(console)
 
-    def swap(connection: Any, *_arguments: Any) -> Any:
+    def attach(connection: Any, *_arguments: Any, **_options: Any) -> Any:
         ((pid,),) = connection.run("SELECT pg_backend_pid()")
         console.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
         connection.run("SELECT 1")
 
-    monkeypatch.setattr(draining, "_swap", swap)
+    monkeypatch.setattr(draining, "_attach", attach)
     console.run(*MAINTAIN, exit_code=3)
     assert contents(console) == before
-    assert console.sql("SELECT to_regclass('metrics_p2019_12') IS NOT NULL") == [[True]]  # left behind, not attached
+    assert console.sql("SELECT count(*) FROM metrics_p2019_12") == [[0]]  # left behind, not attached
     monkeypatch.undo()
     assert maintained(console)["drained"] == 50
     assert contents(console) == before

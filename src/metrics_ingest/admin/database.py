@@ -1,8 +1,6 @@
 """The database that the commands work on: connections, queries, transactions and locks."""
 
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,17 +10,15 @@ from pg8000.native import DatabaseError, InterfaceError, literal
 
 from metrics_ingest.admin.console import Record, Unreachable
 from metrics_ingest.settings import BadSetting, Database, read_database
-from metrics_ingest.storage.driver import PIN_SESSION, connect, reason_of, sqlstate
+from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, connect, reason_of
+from metrics_ingest.storage.table_locks import DEADLOCK as DEADLOCK
+from metrics_ingest.storage.table_locks import TablesLocked, retry_until_locked
 
 # Advisory locks, by the names that the SQL functions hash, too.
 PARTITIONS_LOCK = "metrics-ingest partitions"  # taken by create_metrics_partitions
 SUMMARIES_LOCK = "metrics-ingest summaries"  # taken by refresh_summaries
 
-# How long a request can wait behind a table lock that a command has asked for and not got. It is shorter than
-# PostgreSQL's deadlock_timeout (1 s): in a deadlock with ingestion, the command gives up first.
-LOCK_TIMEOUT_MS = 200
 LOCK_RETRY_FOR_S = 120.0
-LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"  # SQLSTATEs
 
 
 def configured_database() -> Database:
@@ -81,13 +77,27 @@ def where(conditions: Mapping[str, object]) -> str:
 
 @contextmanager
 def transaction(connection: Any) -> Iterator[None]:
-    """Commit what the block does, or roll it back when the block raises."""
-    connection.run("BEGIN")
+    """Commit what the block does, or roll it back when the block raises. The settings are pinned again inside."""
+    connection.run(f"BEGIN ISOLATION LEVEL READ COMMITTED; {PIN_TRANSACTION}")
     try:
         yield
         connection.run("COMMIT")
     except BaseException:
-        connection.run("ROLLBACK")
+        with suppress(InterfaceError, OSError):  # a lost connection has rolled back, and its error is raised
+            connection.run("ROLLBACK")
+        raise
+
+
+@contextmanager
+def savepoint(connection: Any) -> Iterator[None]:
+    """Undo what the block did in the transaction, and release its locks, when the block raises."""
+    connection.run("SAVEPOINT attempt")
+    try:
+        yield
+        connection.run("RELEASE SAVEPOINT attempt")
+    except BaseException:
+        with suppress(InterfaceError, OSError):
+            connection.run("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt")
         raise
 
 
@@ -97,20 +107,12 @@ def advisory_lock(connection: Any, name: str, *, until_commit: bool = False) -> 
     connection.run(f"SELECT {function}(hashtext(:name))", name=name)
 
 
-def retry_until_locked(connection: Any, action: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the action until it gets its locks. Raise ClickException after LOCK_RETRY_FOR_S."""
-    deadline = time.monotonic() + LOCK_RETRY_FOR_S
-    connection.run(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+def with_table_locks(connection: Any, attempt: Callable[[], Any], *tables: str) -> Any:
+    """Call the attempt until it gets its table locks, as storage.table_locks does; return its result.
+
+    `tables` are those that it locks in ACCESS EXCLUSIVE mode. Raise ClickException after LOCK_RETRY_FOR_S.
+    """
     try:
-        while True:
-            try:
-                return action(*arguments)
-            except DatabaseError as error:
-                if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
-                    raise
-                if time.monotonic() > deadline:
-                    message = "a long transaction locks the tables; nothing was changed, try later"
-                    raise click.ClickException(message) from error
-            time.sleep(random.uniform(0.05, 0.5))  # lets the writers run that queued behind this lock request
-    finally:
-        connection.run("RESET lock_timeout")
+        return retry_until_locked(connection.run, attempt, tables=tables, patience_s=LOCK_RETRY_FOR_S)
+    except TablesLocked as error:
+        raise click.ClickException(f"{error}; this step was not done, try later") from error

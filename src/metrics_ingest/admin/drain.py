@@ -1,162 +1,245 @@
-"""Moves rows out of a default partition into partitions of their months, while ingestion continues.
+"""Creates partitions of months, and moves their rows out of the default partition, while ingestion continues.
 
-PostgreSQL does not attach a month's partition while the default has rows of that month. Those rows cannot be deleted
-first, because each must be visible, and found as a duplicate, at every moment. Therefore:
+docs/decisions/moving-rows-out-of-the-default.md has the reasons. For each month:
 
-1. The rows are copied to tables that are not attached yet. Ingestion continues.
-2. One short transaction, which blocks writers, sets aside the rows that arrived since the copy, truncates the default,
-   attaches the tables (their constraints are validated before, so nothing is scanned) and inserts what was set aside.
-
-A reader sees each row exactly once, before and after.
+1. An empty table with all constraints and indexes is created, and its comment records that it is ours. A killed run
+   leaves at most this table, without a row.
+2. One transaction copies the month's rows to it while ingestion continues, deletes them from the default, and then,
+   with writers blocked, moves the rows that arrived since and attaches the table. So every snapshot has each row once:
+   older snapshots, and a dump under way, have them in the default, newer ones in the month.
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+from pg8000.native import DatabaseError
 
+from metrics_ingest.admin import database
+from metrics_ingest.admin.catalog import EMPTY_OF_OURS, FOREIGN_KEYS, MISSING_MONTHS, RECORD, TIME_COLUMNS
 from metrics_ingest.admin.console import Record
-from metrics_ingest.admin.database import query, retry_until_locked, transaction
+from metrics_ingest.admin.database import query, savepoint, transaction, with_table_locks
+from metrics_ingest.storage.driver import sqlstate
+from metrics_ingest.storage.table_locks import NotNow
 
-TIME_COLUMNS = {"metrics": "timestamp", "rejected_metrics": "received_at"}  # what each table is partitioned by
 MAX_ROWS_WHILE_BLOCKED = 2_000  # more new rows than this are copied before writers are blocked
+VACUUM_ABOVE = 10_000  # deleted rows; attaching the next month scans the default, and writers wait for that
+CHECK_VIOLATION = "23514"
 
-UNATTACHED_TABLES = """
-    SELECT conrelid::regclass::text AS name FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
-    WHERE conname = 'partition_to_be' AND NOT relispartition
-"""
-FOREIGN_KEYS = """
-    SELECT conname, pg_get_constraintdef(oid) AS definition, confrelid::regclass::text AS target
-    FROM pg_constraint WHERE conrelid = CAST(:parent AS regclass) AND contype = 'f'
-"""
-MISSING_MONTHS = """
-    SELECT '{parent}_p' || to_char(month, 'YYYY_MM') AS table,
-           format('{column} >= %L AND {column} < %L', month, month + interval '1 month') AS condition,
-           format('FROM (%L) TO (%L)', month, month + interval '1 month') AS bounds
-    FROM (SELECT DISTINCT date_trunc('month', {column}) FROM {parent}_default
-          UNION SELECT date_trunc('month', now()) + make_interval(months => ahead)
-          FROM generate_series(0, {ahead}) AS ahead) AS wanted (month)
-    WHERE NOT EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-                      WHERE inhparent = '{parent}'::regclass AND relname = '{parent}_p' || to_char(month, 'YYYY_MM'))
-    ORDER BY month
+# Rows that a snapshot with this xmin may not have seen. It saw all rows of older transactions.
+NEWER_THAN = "age(xmin) <= age('{xmin}'::xid8::xid)"
+# Sessions that may read with a snapshot from before this moment. A query of theirs for this month would find a moved
+# row neither there, where it is too new for the snapshot, nor in the default, which the planner leaves out. A
+# transaction past its first statement may have such a snapshot, and a reader that waits for the table has one. Not
+# writers, which read none of these rows, nor another run of maintenance, which waits for the advisory lock.
+OLDER_SNAPSHOTS = """
+    SELECT count(*) FROM pg_stat_activity AS other
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+      AND (backend_xmin IS NOT NULL AND (state <> 'active' OR xact_start < query_start)
+           AND NOT EXISTS (SELECT FROM pg_locks
+                           WHERE pg_locks.pid = other.pid AND NOT granted
+                             AND (mode = 'RowExclusiveLock' OR locktype = 'advisory'))
+        OR EXISTS (SELECT FROM pg_locks
+                   WHERE pg_locks.pid = other.pid AND NOT granted AND mode = 'AccessShareLock'))
 """
 SUMMARIZE_BRIN_INDEXES = """
     SELECT brin_summarize_new_values(indexrelid)
     FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-    WHERE amname = 'brin' AND indrelid = ANY (CAST(:tables AS regclass[]))
+    WHERE amname = 'brin' AND indrelid = to_regclass(:table)
 """
-# Rows that a snapshot with this xmin may not have seen. It saw all rows of older transactions.
-NEWER_THAN = "age(xmin) <= age('{xmin}'::xid8::xid)"
 
 
 class RowsDeleted(Exception):
-    """Rows were deleted from the default after they were copied, so the copy is out of date."""
+    """Rows were deleted from the default after they were copied."""
+
+
+class Month(NamedTuple):
+    """A month to be made: its table, and the rows of the default that belong to it."""
+
+    parent: str
+    table: str
+    condition: str  # of its rows
+    bounds: str
+    rows: int  # in the default, when the run began
+    keys: list[Record]  # FOREIGN_KEYS of the parent
+
+    @property
+    def default(self) -> str:
+        """The table that its rows are in."""
+        return f"{self.parent}_default"
 
 
 def drain(connection: Any, parent: str, ahead: int) -> Record:
     """Create the partitions for the default's rows and for `ahead` months, and move the rows. Raise ClickException.
 
-    Return the names `created`, the number of rows `drained`, and `held_ms`: how long writers were blocked.
+    Return the names `created`, the number of rows `drained`, and `held_ms`: for how long writers were blocked at most.
     """
-    _drop_unattached(connection)  # left by a run that was killed
-    for _ in range(3):  # only rows deleted by hand during the copy make a second attempt necessary
-        try:
-            return _drain_once(connection, parent, ahead)
-        except RowsDeleted:
-            continue
-    raise click.ClickException(f"rows of {parent}_default are deleted meanwhile: nothing was changed, try later")
-
-
-def _drain_once(connection: Any, parent: str, ahead: int) -> Record:
-    default = f"{parent}_default"
-    months = query(connection, MISSING_MONTHS.format(parent=parent, column=TIME_COLUMNS[parent], ahead=ahead))
-    if not months:
-        return {"created": [], "drained": 0, "held_ms": 0.0}
+    _restore_autovacuum(connection, f"{parent}_default")
     keys = query(connection, FOREIGN_KEYS, parent=parent)
-    # An autovacuum of the default would hold its lock for longer than lock_timeout.
-    connection.run(f"ALTER TABLE {default} SET (autovacuum_enabled = off)")
-    try:
-        copied, xmin = _build(connection, parent, months, keys)
-        drained, blocked_ms = retry_until_locked(connection, _swap, connection, parent, months, keys, copied, xmin)
-        tables = [month["table"] for month in months]
-        # The copied rows are in order of arrival, so block ranges describe them as well as in the default.
-        connection.run(SUMMARIZE_BRIN_INDEXES, tables=tables)
-        return {"created": tables, "drained": drained, "held_ms": round(blocked_ms, 1)}
-    finally:
-        connection.run(f"ALTER TABLE {default} RESET (autovacuum_enabled)")
-        _drop_unattached(connection)
+    found = query(connection, MISSING_MONTHS.format(parent=parent, column=TIME_COLUMNS[parent], ahead=ahead))
+    created, drained, longest = [], 0, 0.0
+    for month in (Month(parent=parent, keys=keys, **row) for row in found):
+        if not _prepare(connection, month):
+            click.echo(
+                f"warning: {month.table} is a table, but not a partition of {parent}: no partition was made for that"
+                f" month, and {month.rows:,} rows stay in {month.default}. Rename the table, then run this again",
+                err=True,
+            )
+            continue
+        moved = _move(connection, month)
+        if moved is None:  # another run was faster
+            continue
+        rows, held_ms = moved
+        connection.run(SUMMARIZE_BRIN_INDEXES, table=month.table)
+        created.append(month.table)
+        drained, longest = drained + rows, max(longest, held_ms)
+        if rows > VACUUM_ABOVE:
+            connection.run(f"VACUUM (SKIP_LOCKED, ANALYZE) {month.default}")
+    return {"created": created, "drained": drained, "held_ms": round(longest, 1)}
 
 
-def _build(connection: Any, parent: str, months: list[Record], keys: list[Record]) -> tuple[int, str]:
-    """Create the months' tables with all constraints and copy the default's rows, until few new ones are left.
+def _restore_autovacuum(connection: Any, default: str) -> None:
+    """Turn autovacuum of the default on again, which an earlier version turned off and left so when it was killed."""
+    off = "SELECT FROM pg_class WHERE oid = to_regclass(:name) AND 'autovacuum_enabled=off' = ANY (reloptions)"
+    if connection.run(off, name=default):
+        reset = f"ALTER TABLE {default} RESET (autovacuum_enabled)"
+        with_table_locks(connection, lambda: connection.run(reset))
 
-    Return how many rows were copied, and the xmin of a snapshot from before the last copy.
+
+def _prepare(connection: Any, month: Month) -> bool:
+    """Create the month's empty table, with everything that attaching it would have to build.
+
+    Return False when there is a table with its name that this program did not make, or that has rows.
     """
-    for month in months:
-        # With the parent's indexes and a check that implies the bounds, attaching scans and builds nothing.
-        check = f"CONSTRAINT partition_to_be CHECK ({month['condition']})"
-        connection.run(f"CREATE TABLE {month['table']} (LIKE {parent} INCLUDING ALL, {check})")
-    copied, xmin = _copy(connection, parent, months)
-    for month in months:
-        table = month["table"]
-        for key in keys:
-            add = f"ALTER TABLE {table} ADD CONSTRAINT {key['conname']} {key['definition']} NOT VALID"
-            retry_until_locked(connection, connection.run, add)  # it locks the referenced table for an instant
-            connection.run(f"ALTER TABLE {table} VALIDATE CONSTRAINT {key['conname']}")
-        connection.run("SELECT pg_stat_force_next_flush()")  # else the copied rows are counted again after ANALYZE
-        connection.run(f"ANALYZE {table}")
+
+    def attempt() -> bool:
+        with transaction(connection):
+            database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
+            if connection.run("SELECT WHERE to_regclass(:table) IS NOT NULL", table=month.table):
+                found = query(connection, EMPTY_OF_OURS, table=month.table, parent=month.parent)
+                if not found or connection.run(f"SELECT FROM {month.table} LIMIT 1"):
+                    return False
+                if found[0]["same_columns"]:
+                    return True
+                connection.run(f"LOCK TABLE {month.table} IN ACCESS EXCLUSIVE MODE")
+                if connection.run(f"SELECT FROM {month.table} LIMIT 1"):
+                    return False
+                connection.run(f"DROP TABLE {month.table}")
+            # With the parent's indexes and a check that implies the bounds, attaching scans and builds nothing.
+            check = f"CONSTRAINT partition_to_be CHECK ({month.condition})"
+            connection.run(f"CREATE TABLE {month.table} (LIKE {month.parent} INCLUDING ALL, {check})")
+            for key in month.keys:
+                connection.run(f"ALTER TABLE {month.table} ADD CONSTRAINT {key['conname']} {key['definition']}")
+            ((owner, current),) = connection.run(
+                "SELECT quote_ident(pg_get_userbyid(relowner)), quote_ident(current_user) FROM pg_class"
+                " WHERE oid = to_regclass(:parent)", parent=month.parent)  # fmt: skip
+            if owner != current:  # else that role could not migrate any more
+                connection.run(f"ALTER TABLE {month.table} OWNER TO {owner}")
+            connection.run(f"COMMENT ON TABLE {month.table} IS '{RECORD}'")
+        return True
+
+    return bool(with_table_locks(connection, attempt))
+
+
+def _move(connection: Any, month: Month) -> tuple[int, float] | None:
+    """Move the month's rows and attach its table; return how many, and for how many ms writers were blocked.
+
+    Return None when another run has done it meanwhile.
+    """
+    try:
+        return _move_once(connection, month, copy_first=True)
+    except RowsDeleted:  # an erasure, or a deletion by hand
+        return _move_once(connection, month, copy_first=False)
+
+
+def _move_once(connection: Any, month: Month, *, copy_first: bool) -> tuple[int, float] | None:
+    with transaction(connection):
+        database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
+        if not query(connection, EMPTY_OF_OURS, table=month.table, parent=month.parent):
+            return None
+        copied, xmin = _copy(connection, month) if copy_first and month.rows else (0, None)
+
+        def attempt() -> tuple[int, float]:
+            try:
+                return _attach(connection, month, copied, xmin, only_recent=True)
+            except DatabaseError as error:
+                if sqlstate(error) != CHECK_VIOLATION:
+                    raise
+            # A late row of a transaction that began more than ten minutes ago: look through the whole default.
+            return _attach(connection, month, copied, xmin, only_recent=False)
+
+        moved, started = with_table_locks(connection, attempt, month.parent, month.default, month.table)
+        # Writers need not wait for the disk: what they commit later cannot be durable without this.
+        connection.run("SET LOCAL synchronous_commit = off")
+    return moved, (time.monotonic() - started) * 1000
+
+
+def _copy(connection: Any, month: Month) -> tuple[int, str]:
+    """Copy the month's rows to its table until few new ones are left.
+
+    Return how many were copied, and the xmin of a snapshot from before the last copy: all older rows are copied.
+    """
+    copied, xmin = _copy_once(connection, month, "")
+    connection.run("SELECT pg_stat_force_next_flush()")  # else the copied rows are counted again after ANALYZE
+    connection.run(f"ANALYZE {month.table}")
     for _ in range(10):
-        more, xmin = _copy(connection, parent, months, since=xmin)
+        more, xmin = _copy_once(connection, month, f"AND {NEWER_THAN.format(xmin=xmin)} ON CONFLICT DO NOTHING")
         copied += more
         if more <= MAX_ROWS_WHILE_BLOCKED:
             break
     return copied, xmin
 
 
-def _drop_unattached(connection: Any) -> None:
-    """Drop the tables that were to become partitions. Their rows are still in the default."""
-    for table in query(connection, UNATTACHED_TABLES):
-        connection.run(f"DROP TABLE {table['name']}")
-
-
-def _copy(connection: Any, parent: str, months: list[Record], since: str | None = None) -> tuple[int, str]:
-    """Copy the default's rows to the months' tables: all, or those newer than the snapshot with xmin `since`.
-
-    Return how many were copied, and the xmin of a snapshot from before the copy.
-    """
+def _copy_once(connection: Any, month: Month, newer: str) -> tuple[int, str]:
     ((xmin,),) = connection.run("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
-    newer = f"AND {NEWER_THAN.format(xmin=since)}" if since else ""
-    copied = 0
-    for month in months:
-        rows = f"SELECT * FROM {parent}_default WHERE {month['condition']} {newer}"
-        connection.run(f"INSERT INTO {month['table']} {rows} ON CONFLICT DO NOTHING")
-        copied += connection.row_count
-    return copied, xmin
+    connection.run(f"INSERT INTO {month.table} SELECT * FROM {month.default} WHERE {month.condition} {newer}")
+    return connection.row_count, xmin
 
 
-def _swap(
-    connection: Any, parent: str, months: list[Record], keys: list[Record], copied: int, xmin: str
-) -> tuple[int, float]:
-    """Replace the default's rows by the months' tables; return how many moved, and for how many ms writers waited.
+def _attach(connection: Any, month: Month, copied: int, xmin: str | None, *, only_recent: bool) -> tuple[int, float]:
+    """Delete the copied rows, block writers, move the rows that came since, and attach the table.
 
-    Raise RowsDeleted, and change nothing, when rows were deleted from the default after they were copied.
+    Return how many rows were moved, and when writers were blocked. Raise RowsDeleted when rows were deleted after they
+    were copied, NotNow when another session may have a snapshot that is too old.
     """
-    default = f"{parent}_default"
-    started = time.monotonic()
-    with transaction(connection):
-        # The parent first: an insert that had passed it would wait at the default, then meet changed constraints.
-        tables = ", ".join([*(key["target"] for key in keys), f"ONLY {parent}"])
-        connection.run(f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")
-        connection.run(f"LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE")
-        late = f"SELECT * FROM {default} WHERE {NEWER_THAN.format(xmin=xmin)}"
-        connection.run(f"CREATE TEMP TABLE late ON COMMIT DROP AS {late}")
-        ((total,),) = connection.run(f"SELECT count(*) FROM {default}")
-        connection.run(f"TRUNCATE {default}")
-        for month in months:
-            connection.run(f"ALTER TABLE {parent} ATTACH PARTITION {month['table']} FOR VALUES {month['bounds']}")
-            connection.run(f"ALTER TABLE {month['table']} DROP CONSTRAINT partition_to_be")
-        connection.run(f"INSERT INTO {parent} SELECT * FROM late ON CONFLICT DO NOTHING")
-        if copied + connection.row_count != total:
+    recent = "AND received_at >= now() - interval '10 minutes'" if only_recent else ""
+    with savepoint(connection):
+        # A metric that is sent again waits for its deleted row. So this is undone while the locks cannot be had.
+        if copied:
+            older = f"NOT {NEWER_THAN.format(xmin=xmin)}"
+            connection.run(f"DELETE FROM {month.default} WHERE {month.condition} AND {older}")
+            deleted, inserted = connection.row_count, copied
+        else:
+            deleted, inserted = _take_over(connection, month, "")
+        # Writers lock in this order. The parent is locked before its partitions, and against readers, too, because a
+        # reader that has planned without the month, and then waits for the default, would miss the moved rows.
+        started = time.monotonic()
+        for key in month.keys:
+            connection.run(f"LOCK TABLE {key['target']} IN SHARE ROW EXCLUSIVE MODE")
+        connection.run(f"LOCK TABLE ONLY {month.parent}, {month.default} IN ACCESS EXCLUSIVE MODE")
+        late_deleted, late_inserted = _take_over(connection, month, recent)
+        if deleted + late_deleted != inserted + late_inserted:
             raise RowsDeleted
-        ((left,),) = connection.run(f"SELECT count(*) FROM {default}")
-    return total - left, (time.monotonic() - started) * 1000
+        connection.run(f"ALTER TABLE {month.parent} ATTACH PARTITION {month.table} FOR VALUES {month.bounds}")
+        connection.run(f"ALTER TABLE {month.table} DROP CONSTRAINT partition_to_be")
+        connection.run(f"COMMENT ON TABLE {month.table} IS NULL")
+        if deleted + late_deleted:
+            _refuse_older_snapshots(connection)
+    return deleted + late_deleted, started
+
+
+def _take_over(connection: Any, month: Month, recent: str) -> tuple[int, int]:
+    """Move rows directly; return how many were deleted from the default, and how many of these were not copied."""
+    ((deleted, inserted),) = connection.run(f"""
+        WITH deleted AS (DELETE FROM {month.default} WHERE {month.condition} {recent} RETURNING *),
+             inserted AS (INSERT INTO {month.table} SELECT * FROM deleted ON CONFLICT DO NOTHING RETURNING 1)
+        SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM inserted)
+    """)
+    return deleted, inserted
+
+
+def _refuse_older_snapshots(connection: Any) -> None:
+    """Raise NotNow when another session may read with a snapshot from before this transaction's commit."""
+    connection.run("SELECT pg_stat_clear_snapshot()")  # else the view is as of its first use in the transaction
+    if connection.run(OLDER_SNAPSHOTS)[0][0]:
+        raise NotNow

@@ -1,28 +1,27 @@
 """`metrics-ingest partitions`: create monthly partitions ahead, empty the default partitions, drop old months."""
 
 import re
+from datetime import timedelta
+from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import click
 
 from metrics_ingest.admin import database
+from metrics_ingest.admin.catalog import (
+    CONTAINS,
+    END_BY_NAME,
+    FOREIGN_KEYS,
+    IS_PARTITION,
+    OLD,
+    PARTITIONS,
+    STRAY_TABLES,
+    TIME_COLUMNS,
+)
 from metrics_ingest.admin.console import JSON_OPTION, Record, print_rows
-from metrics_ingest.admin.drain import FOREIGN_KEYS, drain
+from metrics_ingest.admin.drain import drain
 
-PARTITIONS = """
-    SELECT parent.relname AS table, child.relname AS partition,
-           CAST(substring(bound.text FROM 'FROM \\(''([^'']+)''') AS timestamptz) AS from,
-           CAST(substring(bound.text FROM 'TO \\(''([^'']+)''') AS timestamptz) AS to,
-           pg_stat_get_live_tuples(child.oid) AS rows, pg_total_relation_size(child.oid) AS bytes
-    FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent,
-         LATERAL pg_get_expr(child.relpartbound, child.oid) AS bound (text)
-    WHERE parent.relname IN ('metrics', 'rejected_metrics') AND parent.relkind = 'p'
-    ORDER BY parent.relname, 3 NULLS LAST
-"""
-OLD = f"""
-    SELECT * FROM ({PARTITIONS}) AS partitions
-    WHERE "table" = :parent AND "to" <= now() - CAST(:age AS interval) ORDER BY "to"
-"""
 LIST_COLUMNS = ("partition", "from", "to", "rows", "bytes")  # what fits 80 characters
 UNITS = {"d": "days", "mo": "months", "y": "years"}
 
@@ -41,6 +40,7 @@ def list_partitions(as_json: bool) -> None:
     """List the partitions with their range, rows and size. Rows are estimated, except in default partitions."""
     with database.open_connection() as connection:
         partitions = database.query(connection, PARTITIONS)
+        strays = [row for parent in TIME_COLUMNS for row in database.query(connection, STRAY_TABLES, parent=parent)]
         defaults = [row for row in partitions if row["from"] is None]
         for row in defaults:
             row["rows"] = connection.run(f"SELECT count(*) FROM {row['partition']}")[0][0]
@@ -48,6 +48,8 @@ def list_partitions(as_json: bool) -> None:
     for row in filter(lambda row: row["rows"], defaults):
         warning = f"warning: {row['rows']:,} rows are in {row['partition']}; `partitions maintain` moves them"
         click.echo(warning, err=True)
+    for row in strays:
+        click.echo(f"warning: {row['relname']} has the name of a month, but is no partition", err=True)
 
 
 def _interval(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
@@ -70,46 +72,78 @@ def maintain(ahead: int, keep: str | None, keep_rejected: str, detach: bool, yes
     """Create the months ahead, empty the default partitions, and drop months that are older than --keep as a whole.
 
     Their summaries stay. Run it daily: ingestion continues, and two runs take turns. In the output, `drained` is the
-    number of rows moved out of the default, and `held_ms` how long writers were blocked, in milliseconds.
+    number of rows moved out of the default, and `held_ms` how long writers were blocked at most, in milliseconds.
     """
     with database.open_connection() as connection:
-        database.advisory_lock(connection, database.PARTITIONS_LOCK)
         results = []
         for parent, age in (("metrics", keep), ("rejected_metrics", keep_rejected)):
             drained = drain(connection, parent, ahead)
             do_not_ask = yes or parent == "rejected_metrics"  # its age has a documented default
             dropped = _drop_old(connection, parent, age, detach=detach, yes=do_not_ask) if age else []
             results.append({"table": parent} | drained | {"detached" if detach else "dropped": dropped})
+            # Autovacuum never analyses a partitioned table, and without this plans over all months are guesses.
+            connection.run(f"ANALYZE (SKIP_LOCKED) {parent}")
     print_rows(results, as_json=as_json, title="tables maintained")
 
 
 def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool) -> list[str]:
-    """Drop, or detach, the partitions whose rows are all older than `age`; return their names."""
+    """Drop, or detach, the partitions whose rows are all older than `age`; return their names.
+
+    No lock is held while it asks.
+    """
     old = database.query(connection, OLD, parent=parent, age=age)
-    names = [row["partition"] for row in old]
     if old and not yes:
         rows = sum(row["rows"] for row in old)
-        what = f"{', '.join(names)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
+        what = f"{', '.join(row['partition'] for row in old)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
         click.confirm(f"{'Detach' if detach else 'Drop'} {what}?", abort=True, err=True)
     if old and parent == "metrics":
         connection.run("SELECT refresh_summaries()")  # they must contain the rows before these are dropped
     keys = database.query(connection, FOREIGN_KEYS, parent=parent)
+    removed = []
     for row in old:
-        database.retry_until_locked(connection, _remove, connection, row, keys, detach)
-    return names
+        name = row["partition"]
+        locked = [*(key["target"] for key in keys), parent, f"{parent}_default", name]
+        if database.with_table_locks(connection, partial(_remove, connection, row, age, keys, detach), *locked):
+            removed.append(name)
+    return removed
 
 
-def _remove(connection: Any, row: Record, keys: list[Record], detach: bool) -> None:
+def _remove(connection: Any, row: Record, age: str, keys: list[Record], detach: bool) -> bool:
+    """Drop or detach one partition. Return False when it is no partition any more, or not surely older than `age`."""
     parent, name = row["table"], row["partition"]
     tables = ", ".join([*(key["target"] for key in keys), f"ONLY {parent}", f"{parent}_default", name])
     with database.transaction(connection):
+        database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
+        if not database.query(connection, IS_PARTITION, parent=parent, partition=name):
+            return False
+        if not _is_older(connection, row, age):
+            click.echo(f"warning: {name} was not dropped: its name and its bounds do not agree on its month", err=True)
+            return False
         connection.run(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
         connection.run(f"ALTER TABLE {parent} DETACH PARTITION {name}")
         if parent == "metrics":
-            connection.run(f"UPDATE summary_state SET raw_since = greatest(raw_since, '{row['to'].isoformat()}')")
+            newest = "UPDATE summary_state SET raw_since = greatest(raw_since, CAST(:to AS timestamptz))"
+            connection.run(newest, to=row["to"])
         if not detach:
             connection.run(f"DROP TABLE {name}")
-            return
+            return True
         for key in keys:  # a detached table must not prevent the erasure of a user
             connection.run(f"ALTER TABLE {name} DROP CONSTRAINT {key['conname']}")
-        connection.run(f"ALTER TABLE {name} RENAME TO {name}_detached")
+        # Late metrics of a detached month make it again, so there may be several.
+        names = chain([f"{name}_detached"], (f"{name}_detached_{number}" for number in count(2)))
+        free = next(new for new in names if connection.run("SELECT WHERE to_regclass(:new) IS NULL", new=new))
+        connection.run(f"ALTER TABLE {name} RENAME TO {free}")
+    return True
+
+
+def _is_older(connection: Any, row: Record, age: str) -> bool:
+    """Whether the partition's name and its constraint agree with its bounds, and its month is older than `age`."""
+    found = database.query(connection, END_BY_NAME, parent=row["table"], partition=row["partition"])
+    if not found or found[0]["by_name"] != row["to"]:
+        return False
+    column = TIME_COLUMNS[row["table"]]
+    contains = CONTAINS.format(constraint=found[0]["constraint"], column=column)
+    ((limit,),) = connection.run("SELECT now() - CAST(:age AS interval)", age=age)
+    moments = (row["to"] - timedelta(microseconds=1), row["to"], limit)
+    contained = [connection.run(contains, moment=moment)[0][0] for moment in moments]
+    return bool(row["to"] <= limit) and contained == [True, False, False]

@@ -27,18 +27,28 @@ UNAVAILABLE = (
 LOST = ("08", "57P")  # of those, the ones after which the connection is unusable, whatever their severity
 SESSION: dict[str, Any] = {"application_name": "metrics-ingest", "startup_params": {"client_encoding": "UTF8"}}
 RECEIVE_BYTES = 65_536
-# What values mean and how they are written must not depend on the settings of the database or the role. Connections of
-# commands and of migrations send this first. Those of the writer do not, because poolers forget SET in transaction mode
-# and refuse most of these as startup parameters: the functions of migrations/functions/ set what they need themselves.
-PIN_SESSION = """
-    SET search_path = public;
-    SET timezone = 'UTC';
-    SET datestyle = 'ISO, YMD';
-    SET intervalstyle = 'postgres';
-    SET extra_float_digits = 1;
-    SET bytea_output = 'hex';
-    SET standard_conforming_strings = on
-"""
+# What values mean and how they are written, and what a transaction sees, must not depend on the settings of the
+# database or the role. Connections of commands and of migrations send this first. Those of the writer do not, because
+# poolers forget SET in transaction mode and refuse most of these as startup parameters: the functions of
+# migrations/functions/ set what they need themselves.
+SETTINGS = {
+    "search_path": "public",
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "row_security": "off",  # a policy that hides rows is an error, not a missing row
+}
+PIN_SESSION = "SET default_transaction_isolation = 'read committed'; " + "; ".join(
+    f"SET {name} = '{value}'" for name, value in SETTINGS.items()
+)
+# The same inside a transaction, which a pooler may run in another session than the one before.
+PIN_TRANSACTION = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in SETTINGS.items())
 
 
 class DatabaseSocket:

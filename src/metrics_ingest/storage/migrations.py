@@ -9,27 +9,23 @@ view that loses or changes a column (it may gain one at its end); its file drops
 """
 
 import hashlib
-import random
 import re
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import pg8000.dbapi
 import yoyo
 import yoyo.backends
 
 import metrics_ingest
 from metrics_ingest.settings import Database
-from metrics_ingest.storage.driver import PIN_SESSION, connect_dbapi, sqlstate
+from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, connect, connect_dbapi
+from metrics_ingest.storage.table_locks import LONGEST_WAIT_MS, TablesLocked, retry_until_locked
 
 MONTHS_AHEAD = 2
-# All writers queue behind a session that waits for a table lock. So it waits for a short time only, and tries again.
-LOCK_TIMEOUT_MS = 500  # less than PostgreSQL's deadlock_timeout (1 s), so that in a deadlock the migration gives up
 LOCK_PATIENCE_S = 600
-LOCK_NOT_AVAILABLE = ("55P03", "40P01")
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('metrics-ingest migrations'))"
 
 FUNCTIONS = "functions"  # what migrate and rollback call the step that applies or drops functions and views
 CREATED = re.compile(r"^CREATE OR REPLACE (FUNCTION|VIEW) (\w+)", re.MULTILINE)
@@ -46,15 +42,26 @@ class UnknownMigrations(Exception):
 
 
 class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo carries no types
-    """yoyo's backend for pg8000. Its connection holds an advisory lock, because yoyo's lock row outlives a kill."""
+    """yoyo's backend for pg8000. It holds an advisory lock, because yoyo's lock row outlives a kill.
+
+    The lock belongs to a transaction on a connection of its own, which stays open until the end: a lock of a session
+    would stay with a connection of the pooler, where there is one in transaction mode, and be held for ever.
+    """
 
     driver_module = "pg8000.dbapi"
     list_tables_sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
 
     def __init__(self, database: Database) -> None:
         """Connect, and wait until no other session migrates this database. Raise pg8000's errors."""
+        self._lock_connection = connect(database, None)
+        self._lock_connection.run(f"BEGIN; {PIN_TRANSACTION}")
+        self._lock_connection.run(LOCK)
         super().__init__(database, "_yoyo_migration")
-        self.execute("SELECT pg_advisory_lock(hashtext('metrics-ingest migrations'))")
+
+    def __exit__(self, *exception: Any) -> None:
+        """Close both connections."""
+        super().__exit__(*exception)
+        self._lock_connection.close()
 
     def connect(self, database: Database) -> Any:
         """Open a connection in autocommit mode, because yoyo sends BEGIN itself."""
@@ -64,7 +71,7 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
         return connection
 
     def lock(self) -> AbstractContextManager[None]:
-        """Do nothing: the connection holds the lock."""
+        """Do nothing: the lock is held already."""
         return nullcontext()
 
     def copy(self) -> AbstractContextManager["Migrator"]:
@@ -73,17 +80,18 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
 
     def in_transaction(self, work: Callable[..., object], *arguments: object) -> None:
         """Do the work in a transaction; repeat it for LOCK_PATIENCE_S while other sessions hold the locks it needs."""
-        end = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            try:
-                with self.transaction():
-                    self.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                    work(*arguments)
-                return
-            except pg8000.dbapi.DatabaseError as error:
-                if sqlstate(error) not in LOCK_NOT_AVAILABLE or time.monotonic() > end:
-                    raise
-                time.sleep(random.uniform(0.5, 1.5))  # the writers that waited behind this session go first
+
+        def attempt() -> None:
+            with self.transaction():
+                # Again in each transaction, because a pooler may have given it another session than the last one.
+                self.execute(PIN_TRANSACTION)
+                self.execute(f"SET LOCAL lock_timeout = {LONGEST_WAIT_MS}")
+                work(*arguments)
+
+        try:
+            retry_until_locked(self.execute, attempt, patience_s=LOCK_PATIENCE_S)
+        except TablesLocked as error:
+            raise error.__cause__ or error from None
 
 
 def migrate(database: Database) -> list[str]:
