@@ -80,9 +80,9 @@ def where(conditions: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def transaction(connection: Any) -> Iterator[None]:
-    """Commit what the block does, or roll it back when the block raises."""
-    connection.run("BEGIN")
+def transaction(connection: Any, modes: str = "") -> Iterator[None]:
+    """Commit what the block does, or roll it back when it raises. `modes` are BEGIN's, like an isolation level."""
+    connection.run(f"BEGIN {modes}")
     try:
         yield
         connection.run("COMMIT")

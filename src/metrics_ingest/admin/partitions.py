@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin import database
+from metrics_ingest.admin import database, summaries
 from metrics_ingest.admin.console import JSON_OPTION, Record, print_rows
 from metrics_ingest.admin.drain import FOREIGN_KEYS, drain
 
@@ -92,7 +92,7 @@ def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool
         what = f"{', '.join(names)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
         click.confirm(f"{'Detach' if detach else 'Drop'} {what}?", abort=True, err=True)
     if old and parent == "metrics":
-        connection.run("SELECT refresh_summaries()")  # they must contain the rows before these are dropped
+        summaries.refresh_before_drop(connection)
     keys = database.query(connection, FOREIGN_KEYS, parent=parent)
     for row in old:
         database.retry_until_locked(connection, _remove, connection, row, keys, detach)
@@ -103,13 +103,18 @@ def _remove(connection: Any, row: Record, keys: list[Record], detach: bool) -> N
     parent, name = row["table"], row["partition"]
     tables = ", ".join([*(key["target"] for key in keys), f"ONLY {parent}", f"{parent}_default", name])
     with database.transaction(connection):
+        database.advisory_lock(connection, database.SUMMARIES_LOCK, until_commit=True)
         connection.run(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        if parent == "metrics":
+            summaries.merge_last(connection)
         connection.run(f"ALTER TABLE {parent} DETACH PARTITION {name}")
         if parent == "metrics":
             connection.run(f"UPDATE summary_state SET raw_since = greatest(raw_since, '{row['to'].isoformat()}')")
         if not detach:
             connection.run(f"DROP TABLE {name}")
             return
+        if parent == "metrics":  # else it would depend on the sequence
+            connection.run(f"ALTER TABLE {name} ALTER arrival DROP DEFAULT")
         for key in keys:  # a detached table must not prevent the erasure of a user
             connection.run(f"ALTER TABLE {name} DROP CONSTRAINT {key['conname']}")
         connection.run(f"ALTER TABLE {name} RENAME TO {name}_detached")

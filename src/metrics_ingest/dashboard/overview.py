@@ -101,7 +101,7 @@ REFUSED = """
     ORDER BY refused DESC, code
 """
 VERSION = """
-    SELECT concat_ws(' ', refreshed_at, seen_xid, (SELECT count(*) || ' ' || max(hour) FROM summary_repairs)) AS version
+    SELECT concat_ws(' ', refreshed_at, unseen, (SELECT count(*) || ' ' || max(hour) FROM summary_repairs)) AS version
     FROM summary_state
 """
 NEWEST_REFUSED = "SELECT max(received_at) AS newest FROM rejected_metrics"
