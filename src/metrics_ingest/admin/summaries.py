@@ -1,6 +1,5 @@
 """`metrics-ingest summaries`: refresh session_summary, user_day_summary and type_hour_summary."""
 
-import time
 from collections import Counter
 from typing import Any
 
@@ -40,6 +39,8 @@ def command() -> None:
 
 # After a refresh that took a second, wait four: it leaves most of the time to others.
 PAUSE_PER_REFRESH = 4
+
+
 @command.command("refresh", short_help="Add new metrics to the summaries.")
 @JSON_OPTION
 def refresh_command(as_json: bool) -> None:
@@ -91,6 +92,20 @@ def _warn(error: DatabaseError) -> None:
 def status(as_json: bool) -> None:
     """Show when the summaries were refreshed, and how many hours are still to be recomputed after an erasure.
 
-    `faulty` are rows of the summaries whose sum is too large to be represented: there it is Infinity or -Infinity.
+    `faulty` are the rows whose sum is too large for a float8: there it is Infinity or -Infinity.
     """
     with open_connection() as connection:
+        (state,) = query(connection, STATE)
+        names = [name for (name,) in connection.run(FAULTY_TYPES)]
+        faulty = [
+            row
+            for summary, rollup in ROLLUPS.items()
+            if names
+            for row in query(connection, FAULTY.format(summary=summary, rollup=rollup), names=names)
+        ]
+    if as_json:
+        print_record(state | {"faulty": faulty}, as_json=True, title="summaries")
+        return
+    print_record(state | {"faulty": sum(row["rows"] for row in faulty)}, as_json=False, title="summaries")
+    if faulty:
+        print_rows(faulty, as_json=False, title="faulty rows")
