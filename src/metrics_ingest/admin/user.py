@@ -17,7 +17,11 @@ STEP = 10_000  # rows that one transaction erases
 STRAGGLERS_S = 60.0  # how long an erasure waits for transactions that began before it
 FOREIGN_KEY_VIOLATION = "23503"
 # The plans must not depend on statistics, which autovacuum does not keep for partitioned tables.
-PLANNED_WITHOUT_STATISTICS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+PLANNED_WITHOUT_STATISTICS = """
+    SET LOCAL enable_seqscan = off;
+    SET LOCAL enable_hashjoin = off;
+    SET LOCAL enable_mergejoin = off
+"""
 
 # `named_ids` has the UUIDs of what the functions kept. The text is searched as well, for rows stored by other means.
 NAMES_USER = """(CAST(:user_id AS uuid) = ANY (named_ids)
@@ -117,7 +121,6 @@ def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
             who = user["name"] or user_id
             click.confirm(f"Erase {who} with {user['metrics']:,} metrics, for good?", abort=True, err=True)
         connection.run(BEGIN_ERASURE, user_id=user_id)
-        connection.run(PLANNED_WITHOUT_STATISTICS)
         erased: Counter[str] = Counter(dict.fromkeys(("metrics", *REST), 0))
         deadline = time.monotonic() + STRAGGLERS_S
         while not _erase(connection, user_id, erased):
@@ -167,6 +170,7 @@ def _erase_step(connection: Any, action: Callable[..., int], *arguments: Any) ->
     with database.transaction(connection):
         database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
         database.advisory_lock(connection, database.SUMMARIES_LOCK, until_commit=True)
+        connection.run(PLANNED_WITHOUT_STATISTICS)
         return action(connection, *arguments)
 
 
