@@ -1,1 +1,1 @@
-DROP TABLE metrics, sessions, metric_types, users;
+DROP TABLE metrics, sessions, metric_types, users, user_erasures, forgotten_users;

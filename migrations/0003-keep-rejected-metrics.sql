@@ -11,6 +11,7 @@ CREATE TABLE rejected_metrics (
     metric_id     uuid,  -- the one in the reply, for a payload without one
     payload       bytea        NOT NULL,
     payload_bytes integer      NOT NULL,  -- of what was sent: more than payload has, when that was cut
+    named_ids     uuid[]       NOT NULL DEFAULT '{}',  -- every UUID in payload and detail, however it is spelled
     CONSTRAINT rejected_metrics_pkey PRIMARY KEY (received_at, rejected_id),
     CONSTRAINT rejected_metrics_payload_capped CHECK (octet_length(payload) <= 8192)
 ) PARTITION BY RANGE (received_at);

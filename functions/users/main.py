@@ -9,6 +9,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from metrics_ingest.errors import StoreUnavailable
 from metrics_ingest.http.headers import Headers, idempotency_key
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
@@ -26,6 +27,8 @@ async def store_user(body: bytes, headers: Headers) -> Reply:
     """Reply 201 for a new user and 200 for a known one, with what is stored now."""
     user = parse(body, idempotency_key(headers))
     (outcome,) = await writer().write(Operation.REGISTER_USERS, [user])
+    if outcome.kind == "being_erased":
+        raise StoreUnavailable("the erasure of this user is under way")
     stored = {
         "user_id": user["user_id"],
         "name": user["name"],

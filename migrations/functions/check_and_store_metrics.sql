@@ -12,6 +12,7 @@ DECLARE
     inserted   json;  -- keys of the metrics that were inserted
     not_stored json;  -- valid metrics that were not inserted: their keys exist
     existing   json;  -- the stored metrics with those keys
+    erased     uuid[] := ARRAY(SELECT user_id FROM user_erasures);
 BEGIN
     -- Rows are inserted in key order, because two overlapping batches in different orders would deadlock. So would two
     -- transactions that lock sessions before metrics and after them, so sessions come first, in a statement of their own.
@@ -25,7 +26,7 @@ BEGIN
         WHERE excluded.start_time < existing.start_time;
 
     WITH known_user AS MATERIALIZED (
-        SELECT user_id FROM users WHERE user_id = ANY (user_ids)
+        SELECT user_id FROM users WHERE user_id = ANY (user_ids) AND user_id <> ALL (erased)
     ),
     item AS MATERIALIZED (
         SELECT sent.*, known_user.user_id IS NOT NULL AS user_known, metric_fault(type, sent.value) AS type_fault,

@@ -1,98 +1,242 @@
--- Brings the rollups up to date: finds the buckets (a session's type, a user's day, a type's hour) of newly received
--- metrics, however late, and recomputes each from its metrics. Running it twice changes nothing. Returns counts.
---
--- Which metrics are new? received_at is the start of a metric's transaction, so a transaction that was open at the last
--- refresh may have committed since, with an earlier received_at than metrics that were seen. Two bounds cover this.
--- seen_before is the start of the oldest transaction open then, less ten minutes (this role may not be allowed to see
--- when other roles' transactions began); the BRIN index finds the rows since in a few blocks. New are those whose
--- transaction had not ended: their xmin is not before that snapshot's xmin, seen_xid.
---
--- A session's metrics that were seen before lie between first_at and last_at of its rollup row, and the others are new: so
--- one range of the primary key holds all of them.
+-- Brings the rollups up to date, in one transaction. Returns counts. `metrics-ingest summaries refresh` calls the steps
+-- instead, each in a transaction of its own.
 CREATE OR REPLACE FUNCTION refresh_summaries() RETURNS json
-LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' SET jit = off AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
 DECLARE
-    aggregates CONSTANT text := $sql$
-        count(*), sum(m.value ORDER BY m.timestamp, m.user_id, m.metric_id), min(m.value), max(m.value),
-        count(*) FILTER (WHERE m.value <> 0),
-        min(m.timestamp), (array_agg(m.value ORDER BY m.timestamp, m.user_id, m.metric_id))[1],
-        max(m.timestamp), (array_agg(m.value ORDER BY m.timestamp, m.user_id, m.metric_id))[count(*)::int] $sql$;
-    state       summary_state;
-    next_before timestamptz;
-    next_xid    xid8;
-    earliest    timestamptz;
-    latest      timestamptz;
-    metrics_new bigint;
-    sessions    bigint;
-    days        bigint;
-    hours       bigint := 0;
-    hours_added bigint;
+    step       json := '{"next": 0}';
+    metrics    bigint := 0;
+    sessions   bigint := 0;
+    user_days  bigint := 0;
+    type_hours bigint := 0;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('metrics-ingest summaries'));
-    SELECT * INTO state FROM summary_state;
-    -- Read before the metrics: what commits from here on may be seen by two refreshes, but is never missed.
-    SELECT first_unseen_xid(), least(now(), min(xact_start)) - interval '10 minutes'
-    INTO next_xid, next_before FROM pg_stat_activity;
-    IF next_xid::text::numeric - state.seen_xid::text::numeric > 1000000000 THEN
-        state.seen_xid := NULL;  -- xmin has 32 bits, and ids so far apart cannot be compared
-    END IF;
-
-    CREATE TEMP TABLE new_metric ON COMMIT DROP AS
-        SELECT user_id, session_id, metric_type, timestamp FROM metrics
-        WHERE received_at >= state.seen_before AND timestamp >= state.raw_since
-          AND (state.seen_xid IS NULL OR state.seen_xid = '0' OR age(metrics.xmin) <= age(state.seen_xid::xid));
-    GET DIAGNOSTICS metrics_new = ROW_COUNT;
-
-    CREATE TEMP TABLE changed_session ON COMMIT DROP AS
-        SELECT user_id, session_id, metric_type,
-               least(min(timestamp), min(known.first_at)) AS first_at, greatest(max(timestamp), max(known.last_at)) AS last_at
-        FROM new_metric LEFT JOIN session_rollup known USING (user_id, session_id, metric_type)
-        GROUP BY user_id, session_id, metric_type
-        HAVING coalesce(min(known.first_at), 'infinity') >= state.raw_since;
-    CREATE TEMP TABLE changed_day ON COMMIT DROP AS
-        SELECT DISTINCT user_id, timestamp::date AS day, metric_type FROM new_metric WHERE timestamp::date >= state.raw_since;
-    CREATE TEMP TABLE changed_hour ON COMMIT DROP AS
-        WITH repairs AS (DELETE FROM summary_repairs RETURNING metric_type, hour)
-        SELECT metric_type, hour FROM repairs WHERE hour >= state.raw_since
-        UNION SELECT metric_type, date_trunc('hour', timestamp) FROM new_metric;
-    ANALYZE changed_session, changed_day, changed_hour;
-
-    -- Each query also has its earliest and latest time as parameters, so that the planner skips other months' partitions.
-    SELECT min(first_at), max(last_at) INTO earliest, latest FROM changed_session;
-    DELETE FROM session_rollup r USING changed_session c
-    WHERE (r.user_id, r.session_id, r.metric_type) = (c.user_id, c.session_id, c.metric_type);
-    EXECUTE 'INSERT INTO session_rollup SELECT c.user_id, c.session_id, c.metric_type,' || aggregates ||
-            'FROM changed_session c JOIN metrics m USING (user_id, session_id, metric_type)
-             WHERE m.timestamp >= c.first_at AND m.timestamp <= c.last_at AND m.timestamp >= $1 AND m.timestamp <= $2
-             GROUP BY c.user_id, c.session_id, c.metric_type' USING earliest, latest;
-    GET DIAGNOSTICS sessions = ROW_COUNT;
-
-    SELECT min(day), max(day) + 1 INTO earliest, latest FROM changed_day;
-    DELETE FROM user_day_rollup r USING changed_day c
-    WHERE (r.user_id, r.day, r.metric_type) = (c.user_id, c.day, c.metric_type);
-    EXECUTE 'INSERT INTO user_day_rollup SELECT c.user_id, c.day, c.metric_type,' || aggregates ||
-            'FROM changed_day c JOIN metrics m USING (user_id, metric_type)
-             WHERE m.timestamp >= c.day AND m.timestamp < c.day + 1 AND m.timestamp >= $1 AND m.timestamp < $2
-             GROUP BY c.user_id, c.day, c.metric_type' USING earliest, latest;
-    GET DIAGNOSTICS days = ROW_COUNT;
-
-    DELETE FROM type_hour_rollup r USING changed_hour c WHERE (r.metric_type, r.hour) = (c.metric_type, c.hour);
-    FOR earliest, latest IN
-        SELECT min(hour), max(hour) + interval '1 hour' FROM changed_hour GROUP BY date_trunc('month', hour)
-    LOOP
-        EXECUTE 'INSERT INTO type_hour_rollup SELECT c.metric_type, c.hour,' || aggregates ||
-                'FROM changed_hour c JOIN metrics m USING (metric_type)
-                 WHERE date_trunc(''hour'', m.timestamp) = c.hour AND m.timestamp >= $1 AND m.timestamp < $2
-                 GROUP BY c.metric_type, c.hour' USING earliest, latest;
-        GET DIAGNOSTICS hours_added = ROW_COUNT;
-        hours := hours + hours_added;
+    WHILE step ->> 'next' IS NOT NULL LOOP
+        step := refresh_summaries_step((step ->> 'next')::bigint);
+        metrics := metrics + (step ->> 'metrics')::bigint;
+        sessions := sessions + (step ->> 'sessions')::bigint;
+        user_days := user_days + (step ->> 'user_days')::bigint;
+        type_hours := type_hours + (step ->> 'type_hours')::bigint;
     END LOOP;
-
-    UPDATE summary_state SET seen_before = next_before, seen_xid = next_xid, refreshed_at = now();
-    RETURN json_build_object('metrics', metrics_new, 'sessions', sessions, 'user_days', days, 'type_hours', hours);
+    RETURN json_build_object('metrics', metrics, 'sessions', sessions, 'user_days', user_days, 'type_hours', type_hours);
 END
 $function$;
 
--- The oldest transaction whose rows this statement may not see. functions/citus has another version.
-CREATE OR REPLACE FUNCTION first_unseen_xid() RETURNS xid8
-LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS 'SELECT pg_snapshot_xmin(pg_current_snapshot())';
+-- One step of a refresh: merges at most 200,000 new metrics with an `arrival` above the given one into the rollups; after the
+-- last of them, recomputes hours from which metrics were erased. Returns how many metrics were new, how many rows of each
+-- rollup have changed, and `next`: the argument of the next step, NULL after the last. The first step's argument is 0.
+--
+-- Every metric is merged exactly once, so nothing has to be counted again: counts, extremes and decimal sums are the same
+-- in whatever order metrics are merged. Which are new? summary_state.unseen has the numbers (metrics.arrival) that are not
+-- in the rollups. A number is taken out of it when its metric is merged, or when the transactions that could still store it
+-- have ended: every writer locks `metrics` before it takes a number. A transaction that stays open keeps numbers in
+-- `unseen`, but does not delay other metrics.
+--
+-- enable_seqscan: the plan must not depend on statistics, which autovacuum does not keep for partitioned tables.
+CREATE OR REPLACE FUNCTION refresh_summaries_step(after bigint) RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' SET jit = off
+SET extra_float_digits = 1 SET enable_seqscan = off SET work_mem = '32MB' AS $function$
+DECLARE
+    most     CONSTANT integer := 200000;  -- numbers, and so metrics, of a step: bounds its memory (32 MB a sort) and time (1 s)
+    state    summary_state;
+    newest   bigint;          -- the last number that was taken from the sequence
+    earliest bigint;          -- of this step
+    latest   bigint;
+    wanted   int8multirange;  -- the numbers of this step
+    settled  boolean;         -- whether none of them can still be stored
+    seen     int8multirange;  -- the numbers of the metrics that were merged
+    metrics    bigint := 0;
+    sessions   bigint := 0;
+    user_days  bigint := 0;
+    type_hours bigint := 0;
+    hours_repaired bigint := 0;
+    more_repairs   boolean := false;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a refresh of the summaries needs a READ COMMITTED transaction' USING ERRCODE = 'active_sql_transaction';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('metrics-ingest summaries'));
+    -- Before the metrics are read: a number that is taken later belongs to the next step.
+    newest := coalesce(pg_sequence_last_value('public.metrics_arrival_seq'), 0);
+    SELECT * INTO STRICT state FROM summary_state;
+    IF newest < (SELECT lower(part) - 1 FROM unnest(state.unseen) AS part WHERE upper_inf(part)) THEN
+        state.unseen := restart_summaries(state.raw_since);
+        newest := pg_sequence_last_value('public.metrics_arrival_seq');
+    END IF;
+
+    wanted := state.unseen * int8multirange(int8range(after, newest, '(]'));
+    earliest := lower(wanted);
+    latest := least(newest, earliest + most - 1);
+    wanted := wanted * int8multirange(int8range(earliest, latest, '[]'));
+    IF earliest IS NOT NULL THEN
+        IF after = 0 AND newest - earliest > 10 * most THEN
+            PERFORM summarize_arrivals();
+        END IF;
+        settled := writers_ended('public.metrics');  -- before the statement that reads the metrics
+        SELECT * INTO metrics, sessions, user_days, type_hours, seen
+        FROM merge_metrics(earliest, latest, wanted, state.raw_since);
+        state.unseen := state.unseen - CASE WHEN settled THEN wanted ELSE coalesce(seen, '{}') END;
+    END IF;
+    IF earliest IS NULL OR latest = newest THEN
+        latest := NULL;
+        SELECT repaired, more INTO hours_repaired, more_repairs FROM repair_hours(state.unseen, state.raw_since);
+        IF more_repairs THEN latest := newest; END IF;
+    END IF;
+
+    UPDATE summary_state SET unseen = state.unseen,
+                             refreshed_at = CASE WHEN latest IS NULL THEN now() ELSE refreshed_at END;
+    RETURN json_build_object('metrics', metrics, 'sessions', sessions, 'user_days', user_days,
+                             'type_hours', type_hours + hours_repaired, 'next', latest);
+END
+$function$;
+
+-- Merges the metrics whose `arrival` is wanted, all between earliest and latest, into the rollups. Returns counts, and the
+-- numbers of the metrics that were visible. Of metrics with the same time, the first is the one with the least value, the
+-- last the one with the greatest. Metrics older than raw_since are left out, because retention may have dropped others
+-- of that time, and duplicates of these cannot be recognised.
+CREATE OR REPLACE FUNCTION merge_metrics(
+    earliest bigint, latest bigint, wanted int8multirange, raw_since timestamptz,
+    OUT metrics bigint, OUT sessions bigint, OUT user_days bigint, OUT type_hours bigint, OUT seen int8multirange
+) LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
+DECLARE
+    -- A time with its value is an array of two numbers, because its least and greatest can be found without sorting.
+    aggregates CONSTANT text := $sql$
+        sum(metric_count)::bigint, nearest_float8(sum(exact_total)), min(lowest), max(highest), sum(true_count)::bigint,
+        min(first_at), (min(first))[2], max(last_at), (max(last))[2], sum(exact_total) $sql$;
+    merge CONSTANT text := $sql$
+        DO UPDATE SET metric_count = known.metric_count + excluded.metric_count,
+            total = nearest_float8(coalesce(known.exact_total, known.total::text::numeric) + excluded.exact_total),
+            lowest = least(known.lowest, excluded.lowest), highest = greatest(known.highest, excluded.highest),
+            true_count = known.true_count + excluded.true_count,
+            first_at = least(known.first_at, excluded.first_at),
+            first_value = CASE WHEN (excluded.first_at, excluded.first_value) < (known.first_at, known.first_value)
+                               THEN excluded.first_value ELSE known.first_value END,
+            last_at = greatest(known.last_at, excluded.last_at),
+            last_value = CASE WHEN (excluded.last_at, excluded.last_value) > (known.last_at, known.last_value)
+                              THEN excluded.last_value ELSE known.last_value END,
+            exact_total = coalesce(known.exact_total, known.total::text::numeric) + excluded.exact_total
+        RETURNING 1 $sql$;
+BEGIN
+    EXECUTE $sql$
+        WITH fresh AS MATERIALIZED (
+            SELECT user_id, session_id, metric_type, timestamp, value, arrival,
+                   ARRAY[date_part('epoch', timestamp), value] AS at_value
+            FROM metrics
+            WHERE arrival >= $1 AND arrival <= $2 AND $3 @> arrival
+        ),
+        part AS MATERIALIZED (
+            SELECT user_id, session_id, metric_type, date_trunc('hour', timestamp) AS hour, count(*) AS metric_count,
+                   sum(value::text::numeric) AS exact_total, min(value) AS lowest, max(value) AS highest,
+                   count(*) FILTER (WHERE value <> 0) AS true_count, min(timestamp) AS first_at, max(timestamp) AS last_at,
+                   min(at_value) AS first, max(at_value) AS last
+            FROM fresh WHERE timestamp >= $4 GROUP BY user_id, session_id, metric_type, date_trunc('hour', timestamp)
+        ),
+        session AS (
+            INSERT INTO session_rollup AS known
+            SELECT user_id, session_id, metric_type, $sql$ || aggregates || $sql$ FROM part
+            GROUP BY user_id, session_id, metric_type
+            ON CONFLICT (user_id, session_id, metric_type) $sql$ || merge || $sql$
+        ),
+        day AS (
+            INSERT INTO user_day_rollup AS known
+            SELECT user_id, hour::date, metric_type, $sql$ || aggregates || $sql$ FROM part
+            GROUP BY user_id, hour::date, metric_type
+            ON CONFLICT (user_id, day, metric_type) $sql$ || merge || $sql$
+        ),
+        hour AS (
+            INSERT INTO type_hour_rollup AS known
+            SELECT metric_type, hour, $sql$ || aggregates || $sql$ FROM part GROUP BY metric_type, hour
+            ON CONFLICT (metric_type, hour) $sql$ || merge || $sql$
+        )
+        SELECT (SELECT coalesce(sum(metric_count), 0) FROM part), (SELECT count(*) FROM session), (SELECT count(*) FROM day),
+               (SELECT count(*) FROM hour), (SELECT range_agg(int8range(arrival, arrival, '[]')) FROM fresh)
+    $sql$ INTO metrics, sessions, user_days, type_hours, seen USING earliest, latest, wanted, raw_since;
+END
+$function$;
+
+-- Waits up to 50 ms until the transactions that now write to a table have ended; returns whether they have. Transactions of
+-- other databases, and those that write other tables, do not count. A metric whose number is taken before this is called
+-- is visible, or will never be, when this has returned true.
+CREATE OR REPLACE FUNCTION writers_ended(parent regclass) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
+DECLARE
+    tables  oid[] := ARRAY(SELECT relid FROM pg_partition_tree(parent));
+    writers text[];
+    since   timestamptz := clock_timestamp();
+BEGIN
+    LOOP
+        writers := ARRAY(
+            SELECT virtualtransaction FROM pg_locks
+            WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted AND relation = ANY (tables)
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+              AND pid IS DISTINCT FROM pg_backend_pid() AND (writers IS NULL OR virtualtransaction = ANY (writers)));
+        IF cardinality(writers) = 0 THEN RETURN true; END IF;
+        IF clock_timestamp() - since > interval '50 ms' THEN RETURN false; END IF;
+        PERFORM pg_sleep(0.002);
+    END LOOP;
+END
+$function$;
+
+-- Brings the block-range indexes up to date before a large backlog is read in steps: a block range that is in no index is read
+-- by each step. Autovacuum does this too, but a minute later. Leaves out a table that is being maintained.
+CREATE OR REPLACE FUNCTION summarize_arrivals() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET lock_timeout = '100ms' AS $function$
+DECLARE
+    index regclass;
+BEGIN
+    FOR index IN
+        SELECT indexrelid FROM pg_partition_tree('public.metrics') JOIN pg_index ON indrelid = relid
+        JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam WHERE isleaf AND amname = 'brin'
+    LOOP
+        BEGIN
+            PERFORM brin_summarize_new_values(index);
+        EXCEPTION WHEN lock_not_available OR undefined_table THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$function$;
+
+-- Recomputes hours of summary_repairs, from which metrics were erased, until 0.5 s have passed. Returns how many rows of
+-- type_hour_rollup, and whether hours are left. Counts the metrics that were merged before, no others. Hours whose metrics
+-- retention has dropped cannot be recomputed, and stay.
+CREATE OR REPLACE FUNCTION repair_hours(unseen int8multirange, raw_since timestamptz, OUT repaired bigint, OUT more boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
+DECLARE
+    repair record;
+    since  timestamptz := clock_timestamp();
+BEGIN
+    repaired := 0;
+    more := false;
+    FOR repair IN SELECT hour, array_agg(metric_type) AS types FROM summary_repairs GROUP BY hour LOOP
+        more := clock_timestamp() - since > interval '0.5 s';
+        EXIT WHEN more;
+        DELETE FROM summary_repairs WHERE hour = repair.hour AND metric_type = ANY (repair.types);
+        CONTINUE WHEN repair.hour < raw_since;
+        DELETE FROM type_hour_rollup WHERE hour = repair.hour AND metric_type = ANY (repair.types);
+        INSERT INTO type_hour_rollup
+        SELECT metric_type, repair.hour, count(*), nearest_float8(sum(value::text::numeric)), min(value), max(value),
+               count(*) FILTER (WHERE value <> 0),
+               min(timestamp), (min(ARRAY[date_part('epoch', timestamp), value]))[2],
+               max(timestamp), (max(ARRAY[date_part('epoch', timestamp), value]))[2], sum(value::text::numeric)
+        FROM metrics
+        WHERE timestamp >= repair.hour AND timestamp < repair.hour + interval '1 hour' AND metric_type = ANY (repair.types)
+          AND NOT unseen @> arrival
+        GROUP BY metric_type;
+        repaired := repaired + cardinality(repair.types);
+    END LOOP;
+END
+$function$;
+
+-- Empties the rollups, except for times whose metrics retention has dropped, so that everything is merged again. It is needed
+-- where the sequence is behind the rollups, as in a logical replica that took over: numbers were taken twice.
+-- Returns what is not in the rollups then: everything.
+CREATE OR REPLACE FUNCTION restart_summaries(raw_since timestamptz) RETURNS int8multirange
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $function$
+BEGIN
+    RAISE WARNING 'the sequence metrics_arrival_seq is behind the summaries: everything is summarised again';
+    PERFORM setval('public.metrics_arrival_seq', (SELECT coalesce(max(arrival), 0) + 1 FROM metrics));
+    DELETE FROM session_rollup WHERE last_at >= raw_since;
+    DELETE FROM user_day_rollup WHERE day >= raw_since;
+    DELETE FROM type_hour_rollup WHERE hour >= raw_since;
+    RETURN '{[1,)}';
+END
+$function$;

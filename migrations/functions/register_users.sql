@@ -1,6 +1,7 @@
 -- Registers users, a JSON array of {"user_id", "name", "email"}, or updates the name and email of those that exist. Without
 -- the key "email" the stored one stays; null removes it.
--- Returns one object for each, in order: {"position" (from 1), "email", "created_at", "created": true for a new user}.
+-- Returns one object for each, in order: {"position" (from 1), "email", "created_at", "created": true for a new user}, or
+-- {"position", "outcome": "being_erased"} for a user whose erasure is under way: it can be registered again after that.
 CREATE OR REPLACE FUNCTION register_users(batch json) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $function$
 DECLARE
@@ -16,6 +17,10 @@ BEGIN
         FROM json_array_elements(batch) WITH ORDINALITY AS user_sent (item, position)
         ORDER BY user_id, position
     LOOP
+        IF EXISTS (SELECT FROM user_erasures WHERE user_id = sent.user_id) THEN
+            outcomes[sent.position] := json_build_object('position', sent.position, 'outcome', 'being_erased');
+            CONTINUE;
+        END IF;
         INSERT INTO users AS stored (user_id, name, email) VALUES (sent.user_id, sent.name, sent.email)
         ON CONFLICT (user_id) DO UPDATE
             SET name = excluded.name, email = CASE WHEN sent.has_email THEN excluded.email ELSE stored.email END
@@ -23,6 +28,7 @@ BEGIN
                                     'created', stored.xmax = 0)
         INTO outcome;
         outcomes[sent.position] := outcome;
+        DELETE FROM forgotten_users WHERE user_digest = sha256(uuid_send(sent.user_id));
     END LOOP;
     RETURN to_json(outcomes);
 END

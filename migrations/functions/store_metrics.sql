@@ -14,11 +14,20 @@ CREATE OR REPLACE FUNCTION store_metrics(
     user_ids uuid[], timestamps timestamptz[], metric_ids uuid[], session_ids uuid[], types text[], numbers float8[],
     new_sessions boolean[]
 ) RETURNS json LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $function$
+DECLARE
+    being_erased uuid[];
 BEGIN
     -- Lock the tables in the order users, sessions, metrics, as migrations and maintenance do. Without this, the checks of
     -- foreign keys would lock them in the opposite order, and migrations and maintenance would fail with deadlocks.
     PERFORM FROM users WHERE false;
     DELETE FROM sessions WHERE false;
+    IF EXISTS (SELECT FROM user_erasures) THEN
+        being_erased := ARRAY(SELECT user_id FROM user_erasures);
+        IF being_erased && user_ids THEN  -- the slow path refuses their metrics
+            RETURN check_and_store_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers,
+                                           ARRAY(SELECT generate_series(1, cardinality(user_ids))));
+        END IF;
+    END IF;
     BEGIN
         RETURN insert_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers, new_sessions);
     EXCEPTION WHEN unique_violation OR foreign_key_violation THEN

@@ -1,13 +1,20 @@
 """`metrics-ingest user`: show what is stored about a user, and erase it."""
 
+import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
+from click.testing import CliRunner
 
 from metrics_ingest.admin import user as erasure
+from metrics_ingest.admin.cli import main
 from metrics_ingest.admin.database import PARTITIONS_LOCK, advisory_lock
 from support.console import Console
 from support.processes import Server, eventually
@@ -25,7 +32,7 @@ def rejected(console: Console, payload: bytes) -> None:
 def test_forgotten_user_leaves_nothing_and_others_lose_nothing(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasure, "ERASE_METRICS", erasure.ERASE_METRICS.replace("10000", "7"))
+    monkeypatch.setattr(erasure, "STEP", 7)
     gone, kept = filled("2024-08-08", 30), filled("2024-08-08", 20)
     console.run("summaries", "refresh")
     for payload in (gone.upper(), gone.replace("-", ""), f"urn:uuid:{{{gone}}} \xff", kept):
@@ -64,15 +71,18 @@ def test_metrics_that_come_during_the_erasure_go_too(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = filled("2024-08-08", 5)
-    original = erasure._erase_user
-    late = [{"user_id": user, "session_id": user, "timestamp": "2024-08-08T12:00:00Z"}] * 2
+    original = erasure._run_step
+    late = 2
 
-    def erase_user(*arguments: Any) -> Any:
-        if late:
-            assert console.ingest(late.pop()) is None
-        return original(*arguments)
+    def run_step(connection: Any, sql: str, values: Any) -> int:
+        nonlocal late
+        if late and "DELETE FROM sessions" in sql:  # as a transaction that began before the erasure stores them
+            late -= 1
+            console.sql("INSERT INTO metrics SELECT user_id, now(), gen_random_uuid(), session_id, 'talked_time', 1"
+                        " FROM sessions WHERE user_id = :u", u=user)  # fmt: skip
+        return original(connection, sql, values)
 
-    monkeypatch.setattr(erasure, "_erase_user", erase_user)
+    monkeypatch.setattr(erasure, "_run_step", run_step)
     assert console.json("user", "forget", user, "--yes")["metrics"] == 7
     assert console.sql("SELECT count(*) FROM metrics") == [[0]]
 
@@ -113,3 +123,141 @@ def test_table_for_people_has_the_numbers_of_the_json(console: Console, filled: 
     assert (shown["metrics"], shown["metric_types"][0]["metrics"]) == (1200, 1200)
     assert text.count("1,200") == 2
     assert "talked_time" in text
+
+
+def metric(user: str, **changes: Any) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat()
+    return {"user_id": user, "metric_type": "talked_time", "value": 1, "timestamp": now} | changes
+
+
+def forgotten(console: Console, user: str) -> bool:
+    """Whether nothing at all is stored that names the user."""
+    hexadecimal = user.replace("-", "")
+    kept = console.sql("SELECT payload, detail, named_ids::text FROM rejected_metrics")
+    text = " ".join(payload.decode("latin-1") + detail + ids for payload, detail, ids in kept).lower().replace("-", "")
+    rows = [
+        console.sql(f"SELECT count(*) FROM {table} WHERE user_id = :u", u=user) for table in (*TABLES, "user_erasures")
+    ]
+    return hexadecimal not in text and rows == [[[0]]] * len(rows)
+
+
+def test_clients_that_keep_sending_do_not_keep_an_erasure_from_ending(
+    console: Console, filled: Fill, serve: Callable[..., Server]
+) -> None:
+    """From the tombstone on, their metrics are refused, and what was refused is not kept: it names the user."""
+    user, other = filled("2024-08-08", 2000), console.user()
+    batch = serve("ingest_batch", console.url)
+    stop = Event()
+
+    def send() -> list[Any]:
+        replies = []
+        while not stop.is_set():
+            items = [metric(user), metric(other), *(metric(user) for _ in range(50))]
+            replies.append(requests.post(batch.url, json=items, timeout=30).json())
+        return replies
+
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(send) for _ in range(6)]
+        eventually(lambda: console.sql("SELECT count(*) > 3000 FROM metrics")[0][0])
+        try:
+            began = time.monotonic()
+            console.run("user", "forget", user, "--yes")
+            took = time.monotonic() - began
+            eventually(lambda: requests.post(batch.url, json=[metric(user)], timeout=30).status_code == 422)
+            assert forgotten(console, user)
+        finally:
+            stop.set()
+        replies = [reply for client in clients for reply in client.result()]
+    assert took < 20
+    assert all({error["code"] for error in reply["errors"]} <= {"unknown_user"} for reply in replies)
+    stored = sum(reply["stored"] for reply in replies)
+    assert console.sql("SELECT count(*) FROM metrics WHERE user_id = :u", u=other) == [[len(replies)]]
+    assert stored > len(replies)  # some before the tombstone
+    assert forgotten(console, user)
+    console.run("summaries", "refresh")
+    assert console.sql("SELECT sum(metric_count) FROM type_hour_rollup") == [[len(replies)]]
+
+
+ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "0123456789abcdef-"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda user: json.dumps(metric(user, value=-1)).replace("-", "\\u002d"),
+        lambda user: json.dumps(metric("@", value=-1)).replace("@", user.translate(ESCAPES)),
+        lambda user: json.dumps(metric(user, value=-1) | {"user_id": f"urn:uuid:{user.upper()}"}),
+        lambda user: json.dumps({"note": "x" * 8150, "user_id": user}),  # the limit of 8 KiB cuts the id in two
+        lambda user: json.dumps(metric("no id", session_id=user)),
+        lambda user: json.dumps(metric(user))[:-1],  # no JSON
+        lambda user: json.dumps(metric(str(uuid4()), metric_type=user)),
+    ],
+)  # fmt: skip
+def test_rejected_metrics_that_name_the_user_are_found_however_they_do(
+    console: Console, serve: Callable[..., Server], body: Callable[[str], str]
+) -> None:
+    user = console.user()
+    ingest = serve("ingest", console.url)
+    assert 400 <= requests.post(ingest.url, data=body(user), timeout=10).status_code < 500
+    assert console.sql("SELECT count(*) FROM rejected_metrics WHERE CAST(:u AS uuid) = ANY (named_ids)", u=user) == [
+        [1]
+    ]
+    assert console.json("user", "show", user)["rejected_metrics"] == 1
+    assert console.json("user", "forget", user, "--yes")["rejected_metrics"] == 1
+    requests.post(ingest.url, data=body(user), timeout=10)  # again, after the erasure
+    assert console.sql("SELECT count(*) FROM rejected_metrics") == [[0]]
+
+
+@pytest.mark.parametrize("step", range(1, 10))
+def test_erasure_that_was_interrupted_continues(
+    console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Also when the user's own row was erased, but not the rejected metrics."""
+    user = filled("2024-08-08", 5)
+    console.run("summaries", "refresh")
+    rejected(console, user.encode())
+    original, calls = erasure._erase_step, iter(range(1, 100))
+
+    def erase_step(*arguments: Any) -> int:
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(erasure, "_erase_step", erase_step)
+    result = CliRunner().invoke(main, ("user", "forget", user, "--yes"), env={"DATABASE_URL": console.url})
+    assert result.exit_code == 1
+    assert console.ingest(metric(user))[0]["outcome"] == "unknown_user"
+    monkeypatch.setattr(erasure, "_erase_step", original)
+    console.run("user", "forget", user, "--yes")
+    assert forgotten(console, user)
+    assert "there is no user" in console.run("user", "forget", user, "--yes", exit_code=1).output
+
+
+def test_user_can_be_registered_again_after_an_erasure_and_not_during_it(
+    console: Console, serve: Callable[..., Server]
+) -> None:
+    user = console.user()
+    users = serve("users", console.url)
+    console.sql(erasure.BEGIN_ERASURE, user_id=user)
+    reply = requests.post(users.url, json={"user_id": user, "name": "Greg"}, timeout=10)
+    assert (reply.status_code, reply.json()["code"]) == (503, "store_unavailable")
+    console.run("user", "forget", user, "--yes")
+    assert requests.post(users.url, json={"user_id": user, "name": "Greg"}, timeout=10).status_code == 201
+    assert console.ingest(metric(user)) is None
+    assert console.sql("SELECT count(*) FROM forgotten_users") == [[0]]
+
+
+def test_erasure_is_planned_without_statistics(console: Console) -> None:
+    """60,000 metrics among 150,000 in 60 months, with statistics that say that there are none: 69 s once."""
+    user, other = console.user(), console.user()
+    console.sql("INSERT INTO sessions SELECT user_id, user_id, now() FROM users")
+    for who, count in ((user, 60_000), (other, 90_000)):
+        console.sql(
+            "INSERT INTO metrics SELECT CAST(:u AS uuid), timestamptz '2020-01-01Z' + n * interval '40 minutes' / :k,"
+            " gen_random_uuid(), CAST(:u AS uuid), 'talked_time', 1 FROM generate_series(1, CAST(:n AS integer)) n",
+            u=who, n=count, k=count / 60_000,
+        )  # fmt: skip
+    console.run("partitions", "maintain", "--yes")
+    began = time.monotonic()
+    assert console.json("user", "forget", user, "--yes")["metrics"] == 60_000
+    assert time.monotonic() - began < 15

@@ -222,7 +222,7 @@ def test_functions_for_citus_are_applied_where_the_extension_is(empty: str) -> N
     assert migrations.migrate(database) == ["functions"]
     assert migrations.migrate(database) == []
     changed = {name for name, source in query(empty, functions) if source != plain[name]}
-    assert changed == {"store_metrics", "existing_metrics", "first_unseen_xid"}
+    assert changed == {"store_metrics", "existing_metrics"}
     store_a_batch_twice(empty)
     assert query(empty, "SELECT refresh_summaries()")[0][0]["metrics"] == 1
     assert migrations.rollback(database)[0] == "functions"

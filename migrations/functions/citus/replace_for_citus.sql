@@ -1,13 +1,22 @@
--- Three functions as Citus needs them. `metrics-ingest migrate` applies this file after the others, where the extension is.
+-- Two functions as Citus needs them. `metrics-ingest migrate` applies this file after the others, where the extension is.
 
 -- The same as the plain one, but for internal_error: that is what Citus makes of a constraint that a worker reports.
 CREATE OR REPLACE FUNCTION store_metrics(
     user_ids uuid[], timestamps timestamptz[], metric_ids uuid[], session_ids uuid[], types text[], numbers float8[],
     new_sessions boolean[]
 ) RETURNS json LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $function$
+DECLARE
+    being_erased uuid[];
 BEGIN
     PERFORM FROM users WHERE false;
     DELETE FROM sessions WHERE false;
+    IF EXISTS (SELECT FROM user_erasures) THEN
+        being_erased := ARRAY(SELECT user_id FROM user_erasures);
+        IF being_erased && user_ids THEN  -- the slow path refuses their metrics
+            RETURN check_and_store_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers,
+                                           ARRAY(SELECT generate_series(1, cardinality(user_ids))));
+        END IF;
+    END IF;
     BEGIN
         RETURN insert_metrics(user_ids, timestamps, metric_ids, session_ids, types, numbers, new_sessions);
     EXCEPTION WHEN unique_violation OR foreign_key_violation OR internal_error THEN
@@ -33,8 +42,3 @@ BEGIN
     RETURN existing;
 END
 $function$;
-
--- A worker's transaction ids have no order relative to the coordinator's. With 0, refresh_summaries does not compare
--- them, but recomputes the metrics of the last ten minutes each time.
-CREATE OR REPLACE FUNCTION first_unseen_xid() RETURNS xid8
-LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $function$ SELECT '0'::xid8 $function$;

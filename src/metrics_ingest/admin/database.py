@@ -76,9 +76,9 @@ def where(conditions: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def transaction(connection: Any) -> Iterator[None]:
+def transaction(connection: Any, modes: str = "ISOLATION LEVEL READ COMMITTED") -> Iterator[None]:
     """Commit what the block does, or roll it back when the block raises. The settings are pinned again inside."""
-    connection.run(f"BEGIN ISOLATION LEVEL READ COMMITTED; {PIN_TRANSACTION}")
+    connection.run(f"BEGIN {modes}; {PIN_TRANSACTION}")
     try:
         yield
         connection.run("COMMIT")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin import database
+from metrics_ingest.admin import database, summaries
 from metrics_ingest.admin.catalog import (
     CONTAINS,
     END_BY_NAME,
@@ -97,7 +97,7 @@ def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool
         what = f"{', '.join(row['partition'] for row in old)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
         click.confirm(f"{'Detach' if detach else 'Drop'} {what}?", abort=True, err=True)
     if old and parent == "metrics":
-        connection.run("SELECT refresh_summaries()")  # they must contain the rows before these are dropped
+        summaries.refresh_before_drop(connection)
     keys = database.query(connection, FOREIGN_KEYS, parent=parent)
     removed = []
     for row in old:
@@ -119,7 +119,10 @@ def _remove(connection: Any, row: Record, age: str, keys: list[Record], detach: 
         if not _is_older(connection, row, age):
             click.echo(f"warning: {name} was not dropped: its name and its bounds do not agree on its month", err=True)
             return False
+        database.advisory_lock(connection, database.SUMMARIES_LOCK, until_commit=True)
         connection.run(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        if parent == "metrics":
+            summaries.merge_last(connection)
         connection.run(f"ALTER TABLE {parent} DETACH PARTITION {name}")
         if parent == "metrics":
             newest = "UPDATE summary_state SET raw_since = greatest(raw_since, CAST(:to AS timestamptz))"
@@ -127,6 +130,8 @@ def _remove(connection: Any, row: Record, age: str, keys: list[Record], detach: 
         if not detach:
             connection.run(f"DROP TABLE {name}")
             return True
+        if parent == "metrics":  # else it would depend on the sequence
+            connection.run(f"ALTER TABLE {name} ALTER arrival DROP DEFAULT")
         for key in keys:  # a detached table must not prevent the erasure of a user
             connection.run(f"ALTER TABLE {name} DROP CONSTRAINT {key['conname']}")
         # Late metrics of a detached month make it again, so there may be several.

@@ -1,5 +1,8 @@
 """`metrics-ingest user`: show what is stored about a user, and erase all of it."""
 
+import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -10,30 +13,50 @@ from metrics_ingest.admin import database
 from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows
 from metrics_ingest.storage.driver import sqlstate
 
-BATCH = 10_000
+STEP = 10_000  # rows that one transaction erases
+STRAGGLERS_S = 60.0  # how long an erasure waits for transactions that began before it
 FOREIGN_KEY_VIOLATION = "23503"
+# The plans must not depend on statistics, which autovacuum does not keep for partitioned tables.
+PLANNED_WITHOUT_STATISTICS = """
+    SET LOCAL enable_seqscan = off;
+    SET LOCAL enable_hashjoin = off;
+    SET LOCAL enable_mergejoin = off
+"""
 
-# A payload may spell a UUID in any accepted way: with capitals, braces, urn:uuid: or without hyphens.
-NAMES_USER = "translate(lower(encode(payload, 'escape')), '-', '') LIKE '%' || CAST(:hex AS text) || '%'"
+# `named_ids` has the UUIDs of what the functions kept. The text is searched as well, for rows stored by other means.
+NAMES_USER = """(CAST(:user_id AS uuid) = ANY (named_ids)
+    OR translate(lower(encode(payload, 'escape') || detail), '-', '') LIKE '%' || CAST(:hex AS text) || '%')"""
 USER = f"""
-    SELECT user_id, name, email, created_at,
+    SELECT CAST(:user_id AS uuid) AS user_id, (SELECT name FROM users WHERE user_id = :user_id) AS name,
+           (SELECT email FROM users WHERE user_id = :user_id) AS email,
+           (SELECT created_at FROM users WHERE user_id = :user_id) AS created_at,
            (SELECT count(*) FROM sessions WHERE user_id = :user_id) AS sessions,
            (SELECT count(*) FROM metrics WHERE user_id = :user_id) AS metrics,
            (SELECT min(timestamp) FROM metrics WHERE user_id = :user_id) AS first_metric_at,
            (SELECT max(timestamp) FROM metrics WHERE user_id = :user_id) AS last_metric_at,
            (SELECT count(*) FROM rejected_metrics WHERE {NAMES_USER}) AS rejected_metrics
-    FROM users WHERE user_id = :user_id
 """
 METRICS_BY_TYPE = """
     SELECT metric_type, count(*) AS metrics, min(timestamp) AS first_metric_at, max(timestamp) AS last_metric_at
     FROM metrics WHERE user_id = :user_id GROUP BY metric_type ORDER BY metric_type
 """
+UNDER_WAY = "SELECT FROM user_erasures WHERE user_id = :user_id"
+# From here on, the user's metrics are refused, and nothing that names the user is kept.
+BEGIN_ERASURE = """
+    WITH begun AS (INSERT INTO user_erasures (user_id) VALUES (CAST(:user_id AS uuid)) ON CONFLICT DO NOTHING)
+    INSERT INTO forgotten_users (user_digest) VALUES (sha256(uuid_send(CAST(:user_id AS uuid)))) ON CONFLICT DO NOTHING
+"""
+END_ERASURE = "DELETE FROM user_erasures WHERE user_id = :user_id"
+
+STEP_END = """
+    SELECT timestamp, metric_id FROM metrics WHERE user_id = :user_id
+    ORDER BY timestamp, metric_id OFFSET :step - 1 LIMIT 1
+"""
 # The next refresh of the summaries recomputes the hours that these metrics were in.
-ERASE_METRICS = f"""
+ERASE_METRICS = """
     WITH erased AS (
-        DELETE FROM metrics WHERE (user_id, timestamp, metric_id) IN
-            (SELECT user_id, timestamp, metric_id FROM metrics WHERE user_id = :user_id LIMIT {BATCH})
-            AND user_id = :user_id
+        DELETE FROM metrics WHERE user_id = :user_id
+            AND (timestamp, metric_id) <= (CAST(:end_timestamp AS timestamptz), CAST(:end_id AS uuid))
         RETURNING metric_type, timestamp),
     repairs AS (
         INSERT INTO summary_repairs (metric_type, hour)
@@ -41,20 +64,26 @@ ERASE_METRICS = f"""
         ON CONFLICT DO NOTHING)
     SELECT count(*) FROM erased
 """
-ERASE_REJECTED = f"""
+LAST_METRIC = ("infinity", UUID(int=2**128 - 1))
+ERASE = """
     WITH erased AS (
-        DELETE FROM rejected_metrics WHERE (received_at, rejected_id) IN
-            (SELECT received_at, rejected_id FROM rejected_metrics WHERE {NAMES_USER} LIMIT {BATCH})
+        DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT :step) AND {condition}
         RETURNING 1)
     SELECT count(*) FROM erased
 """
-# One transaction, the user last. The keys appear in the output.
-ERASE_USER = {
-    "session_summaries": "DELETE FROM session_rollup WHERE user_id = :user_id",
-    "user_day_summaries": "DELETE FROM user_day_rollup WHERE user_id = :user_id",
-    "sessions": "DELETE FROM sessions WHERE user_id = :user_id",
-    "users": "DELETE FROM users WHERE user_id = :user_id",
+OF_USER = "user_id = :user_id"
+# What is erased after the metrics, in this order: table, key, condition. The names appear in the output.
+REST = {
+    "session_summaries": ("session_rollup", "user_id, session_id, metric_type", OF_USER),
+    "user_day_summaries": ("user_day_rollup", "user_id, day, metric_type", OF_USER),
+    "sessions": ("sessions", "user_id, session_id", OF_USER),
+    "users": ("users", "user_id", OF_USER),
+    "rejected_metrics": ("rejected_metrics", "received_at, rejected_id", NAMES_USER),
 }
+LEFT = " UNION ALL ".join(
+    f"SELECT '{table}' AS table, count(*) AS rows FROM {table} WHERE {condition}"
+    for table, _, condition in (("metrics", "", OF_USER), *REST.values())
+)
 
 
 @click.group()
@@ -82,49 +111,76 @@ def show_user(user_id: UUID, as_json: bool) -> None:
 def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
     """Erase a user with all sessions, metrics, summaries and rejected metrics; print how many of each.
 
-    If it is interrupted, run it again. Backups, and partitions detached by `partitions maintain`, are not changed.
+    From its start the user's metrics are refused, and what names the user is not kept. It ends with a count that shows
+    that nothing is left. If it is interrupted, run it again: it continues. Backups, and partitions detached by
+    `partitions maintain`, are not changed.
     """
     with database.open_connection() as connection:
         user = _find(connection, user_id)
         if not yes:
-            click.confirm(f"Erase {user['name']} with {user['metrics']:,} metrics, for good?", abort=True, err=True)
-        # A drain under way would restore erased rows from its copy.
-        database.advisory_lock(connection, database.PARTITIONS_LOCK)
-        metrics = _erase_in_batches(connection, ERASE_METRICS, user_id=user_id)
-        while (rest := _erase_user(connection, user_id)) is None:
-            metrics += _erase_in_batches(connection, ERASE_METRICS, user_id=user_id)
-        rejected = _erase_in_batches(connection, ERASE_REJECTED, hex=user_id.hex)
-        print_record({"metrics": metrics, "rejected_metrics": rejected} | rest, as_json=as_json, title="erased")
+            who = user["name"] or user_id
+            click.confirm(f"Erase {who} with {user['metrics']:,} metrics, for good?", abort=True, err=True)
+        connection.run(BEGIN_ERASURE, user_id=user_id)
+        erased: Counter[str] = Counter(dict.fromkeys(("metrics", *REST), 0))
+        deadline = time.monotonic() + STRAGGLERS_S
+        while not _erase(connection, user_id, erased):
+            if time.monotonic() > deadline:
+                raise click.ClickException(
+                    "transactions that began before the erasure are still open: run it again when they have ended"
+                )
+            time.sleep(0.1)
+        connection.run(END_ERASURE, user_id=user_id)
+        print_record(dict(erased), as_json=as_json, title="erased")
 
 
 def _find(connection: Any, user_id: UUID) -> Record:
-    found = database.query(connection, USER, user_id=user_id, hex=user_id.hex)
-    if not found:
+    """Return what is stored about a user; the name is None when only remains are. Raise ClickException for nothing."""
+    (user,) = database.query(connection, USER, user_id=user_id, hex=user_id.hex)
+    if user["name"] is None and not user["rejected_metrics"] and not connection.run(UNDER_WAY, user_id=user_id):
         raise click.ClickException(f"there is no user {user_id}")
-    return found[0]
+    return user
 
 
-def _erase_in_batches(connection: Any, sql: str, **values: Any) -> int:
-    """Run the statement, one transaction each time, until it erases nothing; return how many rows it erased."""
-    total = 0
-    while count := connection.run(sql, **values)[0][0]:
-        total += count
-    return total
+def _erase(connection: Any, user_id: UUID, erased: Counter[str]) -> bool:
+    """Erase everything in steps and add to the counts; return whether nothing is left and nothing can come any more.
 
-
-def _erase_user(connection: Any, user_id: UUID) -> dict[str, int] | None:
-    """Erase the summaries, sessions and user; return how many of each, or None when new metrics have arrived."""
-    erased = {}
+    A transaction that began before the erasure may have stored metrics meanwhile: then the keys of sessions and users
+    refer to them.
+    """
+    values = {"user_id": user_id, "hex": user_id.hex}
     try:
-        with database.transaction(connection):
-            # A refresh under way could write the summaries again.
-            database.advisory_lock(connection, database.SUMMARIES_LOCK, until_commit=True)
-            for what, sql in ERASE_USER.items():
-                connection.run(sql, user_id=user_id)
-                erased[what] = connection.row_count
+        while count := _erase_step(connection, _erase_metrics, user_id):
+            erased["metrics"] += count
+        for what, (table, key, condition) in REST.items():
+            sql = ERASE.format(table=table, key=key, condition=condition)
+            used = {name: value for name, value in values.items() if f":{name}" in sql}
+            while count := _erase_step(connection, _run_step, sql, used):
+                erased[what] += count
     except DatabaseError as error:
-        # A session has metrics again, or the ingestion of one and this transaction waited for each other.
         if sqlstate(error) in (FOREIGN_KEY_VIOLATION, database.DEADLOCK):
-            return None
+            return False
         raise
-    return erased
+    if not connection.run("SELECT writers_ended('rejected_metrics')")[0][0]:
+        return False
+    return not any(rows for _, rows in connection.run(LEFT, **values))
+
+
+def _erase_step(connection: Any, action: Callable[..., int], *arguments: Any) -> int:
+    """Run one step in a transaction, which neither a drain nor a refresh of the summaries can undo."""
+    with database.transaction(connection):
+        database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
+        database.advisory_lock(connection, database.SUMMARIES_LOCK, until_commit=True)
+        connection.run(PLANNED_WITHOUT_STATISTICS)
+        return action(connection, *arguments)
+
+
+def _erase_metrics(connection: Any, user_id: UUID) -> int:
+    """Erase the user's next metrics, at most STEP; return how many."""
+    end = connection.run(STEP_END, user_id=user_id, step=STEP)
+    timestamp, metric_id = end[0] if end else LAST_METRIC
+    ((count,),) = connection.run(ERASE_METRICS, user_id=user_id, end_timestamp=timestamp, end_id=metric_id)
+    return int(count)
+
+
+def _run_step(connection: Any, sql: str, values: Record) -> int:
+    return int(connection.run(sql, step=STEP, **values)[0][0])

@@ -23,7 +23,7 @@ HOURS = """
 END = """
         UNION ALL
         SELECT metric_type, count(*), sum(value), min(value), max(value), count(*) FILTER (WHERE value <> 0),
-               max(timestamp), (array_agg(value ORDER BY timestamp DESC, user_id DESC, metric_id DESC))[1]
+               max(timestamp), (array_agg(value ORDER BY timestamp DESC, value DESC))[1]
         FROM metrics
         WHERE timestamp >= CAST({start} AS timestamptz) AND timestamp < CAST({end} AS timestamptz)
         GROUP BY metric_type
@@ -101,7 +101,7 @@ REFUSED = """
     ORDER BY refused DESC, code
 """
 VERSION = """
-    SELECT concat_ws(' ', refreshed_at, seen_xid, (SELECT count(*) || ' ' || max(hour) FROM summary_repairs)) AS version
+    SELECT concat_ws(' ', refreshed_at, unseen, (SELECT count(*) || ' ' || max(hour) FROM summary_repairs)) AS version
     FROM summary_state
 """
 NEWEST_REFUSED = "SELECT max(received_at) AS newest FROM rejected_metrics"

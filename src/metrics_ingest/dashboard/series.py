@@ -39,7 +39,7 @@ BUCKETS_OF_5_MINUTES = """
     SELECT extract(epoch FROM date_bin('5 minutes', timestamp, '2000-01-01Z'))::bigint AS at, count(*) AS metric_count,
            sum(value) AS total, min(value) AS lowest, max(value) AS highest,
            count(*) FILTER (WHERE value <> 0) AS true_count,
-           (array_agg(value ORDER BY timestamp DESC, user_id DESC, metric_id DESC))[1] AS last_value
+           (array_agg(value ORDER BY timestamp DESC, value DESC))[1] AS last_value
     FROM metrics
     WHERE metric_type = :metric_type
       AND timestamp >= CAST(:start AS timestamptz) AND timestamp < CAST(:end AS timestamptz)

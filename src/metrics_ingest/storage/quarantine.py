@@ -7,6 +7,7 @@ than TIMEOUT_S. The rate is bounded, so that a flood does not fill the disk, and
 import asyncio
 import base64
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,10 @@ DELETE = """
     DELETE FROM rejected_metrics USING unnest(CAST(:at AS timestamptz[]), CAST(:ids AS uuid[])) AS done (at, id)
     WHERE received_at = done.at AND rejected_id = done.id
 """
+
+UUID_SPELLED = re.compile(rb"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
+ESCAPED = re.compile(rb"\\u00([2-7][0-9a-fA-F])")  # an ASCII character in JSON
+LONGEST_UUID = 6 * 36  # bytes, when every character is escaped
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +140,18 @@ def _row(route: str, key_name: str | None, payload: bytes, faults: Sequence[Faul
         "keyed": keyed and metric_id is not None,
         "payload": base64.b64encode(payload[:PAYLOAD_BYTES]).decode(),
         "payload_bytes": len(payload),
+        "named_ids": _named_ids(payload, faults[0].detail),
     }
+
+
+def _named_ids(payload: bytes, detail: str) -> list[str]:
+    """The UUIDs in what is kept, however they are spelled, also one that is cut in two: an erasure looks for them."""
+    texts = (
+        payload[: PAYLOAD_BYTES + LONGEST_UUID],
+        detail[: DETAIL_CHARACTERS + LONGEST_UUID].encode(errors="replace"),
+    )
+    text = ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), b"\n".join(texts))
+    return sorted({str(UUID(found.decode())) for found in UUID_SPELLED.findall(text)})
 
 
 def _payload(sent: Any) -> bytes:
