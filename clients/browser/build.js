@@ -17,4 +17,5 @@ const short = source
   .trim();
 
 writeFileSync(here("metrics-ingest.js"), `${banner}${short}\n`);
-writeFileSync(here("metrics-ingest.classic.js"), `${banner}(()=>{${short.replace("export function", "function")};globalThis.MetricsIngest={createClient}})();\n`);
+// In a block, because the constants of a classic script would be global; createClient becomes a method of the one global.
+writeFileSync(here("metrics-ingest.classic.js"), `${banner}{${short.replace("export function ", "var MetricsIngest={")}}}\n`);

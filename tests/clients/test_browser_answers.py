@@ -14,6 +14,8 @@ from clients.disturbances import answer_cut, answer_lost, between, no_answer, re
 from metrics_ingest.admin.keys import new_key
 from support.processes import Server
 
+UNLISTED = b'{"received": 3, "stored": 2, "duplicates": 0, "rejected": 1, "errors": [], "errors_omitted": 1}'
+
 
 def test_metrics_that_are_refused_are_reported_once_by_code(scene: Scene) -> None:
     page = scene.open()
@@ -30,6 +32,20 @@ def test_metrics_that_are_refused_are_reported_once_by_code(scene: Scene) -> Non
     assert sorted(reported) == [("unknown_metric_type", 44), ("value_out_of_range", -2), ("value_out_of_range", -1)]
     assert scene.user.values == [1]
     assert len(scene.proxy.requests) == 2
+
+
+@pytest.mark.parametrize("status", [207, 422])
+def test_refusals_that_are_not_listed_are_asked_for_again(scene: Scene, status: int) -> None:
+    """A function that is short of memory lists none: to take the refused metric for a stored one would lose it."""
+    page = scene.visit()
+    scene.proxy.troubles = [lambda handler, _: reply(handler, status, UNLISTED)]
+    scene.begin(page)
+    record(page, 1, -1, 2)
+    wait_for(page, lambda: scene.site.reports)
+    assert [(report["code"], report["metric"]["value"]) for report in scene.site.reports] == [
+        ("value_out_of_range", -1)
+    ]
+    assert scene.user.values == [1, 2]
 
 
 @pytest.mark.parametrize("trouble", [no_answer, answer_lost, answer_cut])

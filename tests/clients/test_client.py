@@ -79,6 +79,21 @@ def test_refused_metrics_are_reported_once_by_code(proxy: Proxy, user: User) -> 
     assert user.values == [1]
 
 
+@pytest.mark.parametrize("status", [207, 422])
+def test_refusals_that_are_not_listed_are_asked_for_again(proxy: Proxy, user: User, status: int) -> None:
+    """A function that is short of memory lists none: to take the refused metric for a stored one would lose it."""
+    unlisted = b'{"received": 3, "stored": 2, "duplicates": 0, "rejected": 1, "errors": [], "errors_omitted": 1}'
+    proxy.troubles = [lambda handler, _: reply(handler, status, unlisted)]
+    rejections: list[dict[str, Any]] = []
+    with Client(proxy.url, user_id=user.id, on_rejected=rejections.append) as client:
+        record(client, 1, -1, 2)
+        assert client.flush(10)
+    assert [(rejection["code"], rejection["metric"]["value"]) for rejection in rejections] == [
+        ("value_out_of_range", -1)
+    ]
+    assert user.values == [1, 2]
+
+
 @pytest.mark.parametrize("trouble", [no_answer, answer_lost, answer_cut])
 def test_without_an_answer_the_same_metrics_are_sent_again(proxy: Proxy, user: User, trouble: Any) -> None:
     proxy.troubles = [trouble]

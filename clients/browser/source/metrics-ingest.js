@@ -162,9 +162,11 @@ export function createClient({
   const deliver = async (lines, keys, last) => {
     let [status, report, pause] = await post(lines, last);
     try {
-      if ([200, 207, 422].includes(status) && report.received == lines.length) { // no proxy's own page
+      if (report.received == lines.length) { // no problem, and no proxy's own page
+        const faults = new Map([...report.errors].reverse().map((error) => [error.index, error]));
         failures = 0;
-        await settle(lines, keys, new Map([...report.errors].reverse().map((error) => [error.index, error])));
+        if (faults.size < report.rejected) throw limit = 500; // too many to list, or a busy function: send again
+        await settle(lines, keys, faults);
         return true;
       }
       if (status == 413) {
@@ -173,7 +175,7 @@ export function createClient({
         return true;
       }
     } catch {
-      status = 0; // IndexedDB could not forget the lines: they are sent again
+      status = 0; // the lines are sent again: see above, or IndexedDB could not forget them
     }
     if (status >= 400 && status < 500 && ![408, 425, 429].includes(status)) {
       if (!stopped) call(onRejected, { code: `http_${status}`, ...report, metric: null });

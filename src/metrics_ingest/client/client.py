@@ -194,9 +194,12 @@ class Client:
                 batch = self._sending
                 left_s = max(0.1, self._deadline - time.monotonic())
                 answer = post(session, self._url, self._headers, [line.json for line in batch], left_s)
-                if answer.accounts_for(len(batch)):
+                if answer.accounts_for(len(batch)) and answer.lists_all_errors:
                     failures = 0
                     self._settle(batch, answer.report["errors"])
+                elif answer.accounts_for(len(batch)):  # which were rejected is not known: send fewer, again
+                    limit = (len(batch) + 1) // 2
+                    self._pause(random.uniform(1, 2))
                 elif answer.status == 413 and len(batch) > 1:
                     limit = (len(batch) + 1) // 2
                     self._put_back(limit)

@@ -27,6 +27,11 @@ class Answer(NamedTuple):
         return self.status in (200, 207, 422) and self.report.get("received") == count
 
     @property
+    def lists_all_errors(self) -> bool:
+        """Whether each rejected metric has its entry: a function that is short of memory lists none of them."""
+        return bool(len({error["index"] for error in self.report["errors"]}) == self.report["rejected"])
+
+    @property
     def is_final(self) -> bool:
         """Whether the request as a whole is wrong, so that sending it again is of no use."""
         return 400 <= self.status < 500 and self.status not in RETRIED_4XX
