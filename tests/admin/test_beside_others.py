@@ -18,7 +18,7 @@ from metrics_ingest.admin import database
 from metrics_ingest.admin import drain as draining
 from metrics_ingest.local import postgres as embedded
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage import migrations
+from metrics_ingest.storage import migrations, table_locks
 from support.console import Console
 from support.processes import Postgres, Server, eventually, query
 
@@ -206,6 +206,32 @@ def test_writers_answer_while_maintenance_waits_for_a_long_reader(
         reader.close()
         assert run.result(60)["drained"] == 5 + (requests_made + 1) // 2
     assert slowest < 1  # generous: the machine is shared
+
+
+@pytest.mark.slow
+def test_writers_answer_while_a_month_cannot_be_dropped(
+    console: Console, filled: Fill, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the lock is asked for, behind a reader that has only begun: each wait is short."""
+    user = filled("2019-12-01", 5)
+    console.run(*MAINTAIN)
+    function = serve("ingest", console.url)
+    monkeypatch.setattr(table_locks, "_held_for_long", lambda *_: False)
+    monkeypatch.setattr(database, "LOCK_RETRY_FOR_S", 4)
+    reader, session, slowest = console.connect(), requests.Session(), 0.0
+    reader.run("BEGIN; SELECT count(*) FROM metrics")
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(console.run, *MAINTAIN, "--keep", "2y", exit_code=1)
+        while not run.done():
+            now = datetime.now(UTC).isoformat()
+            metric = {"user_id": user, "metric_type": "talked_time", "value": 1, "timestamp": now}
+            answer = session.post(f"{function.url}/ingest/", json=metric, timeout=20)
+            assert answer.status_code == 200
+            slowest = max(slowest, answer.elapsed.total_seconds())
+        assert "a long transaction locks the tables" in run.result().output
+    reader.close()
+    assert slowest < 1  # generous: the machine is shared
+    assert console.json(*MAINTAIN, "--keep", "2y")[0]["dropped"] == ["metrics_p2019_12"]
 
 
 @pytest.mark.parametrize("style", ["SQL, DMY", "German", "Postgres, MDY"])

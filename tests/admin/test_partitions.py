@@ -301,7 +301,7 @@ def test_age_that_is_none_is_a_wrong_usage(console: Console, age: str) -> None:
 @pytest.mark.parametrize(
     ("name", "statement"),
     [
-        (database.PARTITIONS_LOCK, "SELECT create_metrics_partitions(0)"),
+        (database.PARTITIONS_LOCK, "SELECT create_metrics_partitions(12)"),
         (database.SUMMARIES_LOCK, "SELECT refresh_summaries()"),
     ],
 )

@@ -10,6 +10,7 @@ docs/decisions/moving-rows-out-of-the-default.md has the reasons. For each month
 """
 
 import time
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import click
@@ -28,6 +29,12 @@ CHECK_VIOLATION = "23514"
 
 # Rows that a snapshot with this xmin may not have seen. It saw all rows of older transactions.
 NEWER_THAN = "age(xmin) <= age('{xmin}'::xid8::xid)"
+# Rows that no snapshot from this moment on can miss are received before this. Roles that may not see when others'
+# transactions began get a later time: then a row may be left, which attaching finds.
+OLDEST_TRANSACTION = """
+    SELECT least(clock_timestamp(), min(xact_start))
+    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 # Sessions that may read with a snapshot from before this moment. A query of theirs for this month would find a moved
 # row neither there, where it is too new for the snapshot, nor in the default, which the planner leaves out. A
 # transaction past its first statement may have such a snapshot, and a reader that waits for the table has one. Not
@@ -69,6 +76,17 @@ class Month(NamedTuple):
         return f"{self.parent}_default"
 
 
+class Copied(NamedTuple):
+    """What was copied: how many rows, of which all are that are older than `xmin`; others are received `since`."""
+
+    rows: int
+    xmin: str
+    since: datetime | None
+
+
+NOTHING_COPIED = Copied(0, "", None)
+
+
 def drain(connection: Any, parent: str, ahead: int) -> Record:
     """Create the partitions for the default's rows and for `ahead` months, and move the rows. Raise ClickException.
 
@@ -77,6 +95,8 @@ def drain(connection: Any, parent: str, ahead: int) -> Record:
     _restore_autovacuum(connection, f"{parent}_default")
     keys = query(connection, FOREIGN_KEYS, parent=parent)
     found = query(connection, MISSING_MONTHS.format(parent=parent, column=TIME_COLUMNS[parent], ahead=ahead))
+    if sum(row["rows"] for row in found) > VACUUM_ABOVE:
+        connection.run(SUMMARIZE_BRIN_INDEXES, table=f"{parent}_default")
     created, drained, longest = [], 0, 0.0
     for month in (Month(parent=parent, keys=keys, **row) for row in found):
         if not _prepare(connection, month):
@@ -157,16 +177,15 @@ def _move_once(connection: Any, month: Month, *, copy_first: bool) -> tuple[int,
         database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
         if not query(connection, EMPTY_OF_OURS, table=month.table, parent=month.parent):
             return None
-        copied, xmin = _copy(connection, month) if copy_first and month.rows else (0, None)
+        copied = _copy(connection, month) if copy_first and month.rows else NOTHING_COPIED
 
         def attempt() -> tuple[int, float]:
             try:
-                return _attach(connection, month, copied, xmin, only_recent=True)
+                return _attach(connection, month, copied, only_recent=bool(copied.rows))
             except DatabaseError as error:
                 if sqlstate(error) != CHECK_VIOLATION:
                     raise
-            # A late row of a transaction that began more than ten minutes ago: look through the whole default.
-            return _attach(connection, month, copied, xmin, only_recent=False)
+            return _attach(connection, month, copied, only_recent=False)  # a late row has an earlier received_at
 
         moved, started = with_table_locks(connection, attempt, month.parent, month.default, month.table)
         # Writers need not wait for the disk: what they commit later cannot be durable without this.
@@ -174,41 +193,41 @@ def _move_once(connection: Any, month: Month, *, copy_first: bool) -> tuple[int,
     return moved, (time.monotonic() - started) * 1000
 
 
-def _copy(connection: Any, month: Month) -> tuple[int, str]:
-    """Copy the month's rows to its table until few new ones are left.
-
-    Return how many were copied, and the xmin of a snapshot from before the last copy: all older rows are copied.
-    """
-    copied, xmin = _copy_once(connection, month, "")
+def _copy(connection: Any, month: Month) -> Copied:
+    """Copy the month's rows to its table until few new ones are left."""
+    copied = _copy_once(connection, month, "")
     connection.run("SELECT pg_stat_force_next_flush()")  # else the copied rows are counted again after ANALYZE
     connection.run(f"ANALYZE {month.table}")
     for _ in range(10):
-        more, xmin = _copy_once(connection, month, f"AND {NEWER_THAN.format(xmin=xmin)} ON CONFLICT DO NOTHING")
-        copied += more
-        if more <= MAX_ROWS_WHILE_BLOCKED:
+        newer = f"AND {NEWER_THAN.format(xmin=copied.xmin)} ON CONFLICT DO NOTHING"
+        more = _copy_once(connection, month, newer)
+        copied = more._replace(rows=copied.rows + more.rows)
+        if more.rows <= MAX_ROWS_WHILE_BLOCKED:
             break
-    return copied, xmin
+    return copied
 
 
-def _copy_once(connection: Any, month: Month, newer: str) -> tuple[int, str]:
+def _copy_once(connection: Any, month: Month, newer: str) -> Copied:
+    connection.run("SELECT pg_stat_clear_snapshot()")  # else the view is as of its first use in the transaction
+    ((since,),) = connection.run(OLDEST_TRANSACTION)
     ((xmin,),) = connection.run("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
     connection.run(f"INSERT INTO {month.table} SELECT * FROM {month.default} WHERE {month.condition} {newer}")
-    return connection.row_count, xmin
+    return Copied(connection.row_count, xmin, since)
 
 
-def _attach(connection: Any, month: Month, copied: int, xmin: str | None, *, only_recent: bool) -> tuple[int, float]:
+def _attach(connection: Any, month: Month, copied: Copied, *, only_recent: bool) -> tuple[int, float]:
     """Delete the copied rows, block writers, move the rows that came since, and attach the table.
 
     Return how many rows were moved, and when writers were blocked. Raise RowsDeleted when rows were deleted after they
     were copied, NotNow when another session may have a snapshot that is too old.
     """
-    recent = "AND received_at >= now() - interval '10 minutes'" if only_recent else ""
+    recent = f"AND received_at >= '{copied.since.isoformat()}'" if only_recent and copied.since else ""
     with savepoint(connection):
         # A metric that is sent again waits for its deleted row. So this is undone while the locks cannot be had.
-        if copied:
-            older = f"NOT {NEWER_THAN.format(xmin=xmin)}"
+        if copied.rows:
+            older = f"NOT {NEWER_THAN.format(xmin=copied.xmin)}"
             connection.run(f"DELETE FROM {month.default} WHERE {month.condition} AND {older}")
-            deleted, inserted = connection.row_count, copied
+            deleted, inserted = connection.row_count, copied.rows
         else:
             deleted, inserted = _take_over(connection, month, "")
         # Writers lock in this order. The parent is locked before its partitions, and against readers, too, because a
@@ -217,6 +236,8 @@ def _attach(connection: Any, month: Month, copied: int, xmin: str | None, *, onl
         for key in month.keys:
             connection.run(f"LOCK TABLE {key['target']} IN SHARE ROW EXCLUSIVE MODE")
         connection.run(f"LOCK TABLE ONLY {month.parent}, {month.default} IN ACCESS EXCLUSIVE MODE")
+        if recent:  # a few block ranges of the BRIN index, whatever the planner knows about the table
+            connection.run("SET LOCAL enable_seqscan = off")
         late_deleted, late_inserted = _take_over(connection, month, recent)
         if deleted + late_deleted != inserted + late_inserted:
             raise RowsDeleted
