@@ -42,15 +42,22 @@ PAUSE_PER_REFRESH = 4
 
 
 @command.command("refresh", short_help="Add new metrics to the summaries.")
+@click.option("--every", type=click.FloatRange(0.1), metavar="SECONDS", help="Go on and on; print nothing.")
 @JSON_OPTION
-def refresh_command(as_json: bool) -> None:
+def refresh_command(every: float | None, as_json: bool) -> None:
     """Add new metrics to the summaries, late metrics included; show how many rows of the summaries changed.
 
-    Run it every minute or so. Ingestion continues meanwhile. It works in steps of at most 200,000 metrics, each
-    committed: two refreshes at once take turns, and after an interruption the next one continues.
+    Run it every minute or so, or with --every as a service. Ingestion continues meanwhile. It works in steps of at most
+    200,000 metrics, each committed: two refreshes at once take turns, and after an interruption the next one
+    continues.
     """
     with open_connection() as connection:
-        print_record(refresh(connection), as_json=as_json, title="refreshed")
+        if every is None:
+            print_record(refresh(connection), as_json=as_json, title="refreshed")
+        while every is not None:
+            began = time.monotonic()
+            refresh(connection)
+            time.sleep(max(every, PAUSE_PER_REFRESH * (time.monotonic() - began)))
 
 
 def refresh(connection: Any) -> Record:
@@ -106,6 +113,7 @@ def status(as_json: bool) -> None:
     if as_json:
         print_record(state | {"faulty": faulty}, as_json=True, title="summaries")
         return
+    state["refreshed_at"] = state["refreshed_at"] or "never; run `metrics-ingest summaries refresh`"
     print_record(state | {"faulty": sum(row["rows"] for row in faulty)}, as_json=False, title="summaries")
     if faulty:
         print_rows(faulty, as_json=False, title="faulty rows")
