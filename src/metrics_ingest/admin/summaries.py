@@ -1,5 +1,6 @@
 """`metrics-ingest summaries`: refresh session_summary, user_day_summary and type_hour_summary."""
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -35,10 +36,6 @@ ROLLUPS = {
 @click.group()
 def command() -> None:
     """Refresh the views session_summary, user_day_summary and type_hour_summary, for psql and dashboards."""
-
-
-# After a refresh that took a second, wait four: it leaves most of the time to others.
-PAUSE_PER_REFRESH = 4
 
 
 @command.command("refresh", short_help="Add new metrics to the summaries.")
