@@ -17,6 +17,7 @@ STATE = """
 """
 # After a refresh that took a second, wait four: it leaves most of the time to others.
 PAUSE_PER_REFRESH = 4
+MERGE_LAST_MS = 1_000
 # Fewer than 1e18 values below this cannot add up to more than a float8 holds.
 FAULTY_TYPES = """
     SELECT DISTINCT metric_type FROM type_hour_rollup WHERE greatest(abs(lowest), abs(highest)) > 1e290
@@ -78,10 +79,16 @@ def refresh_before_drop(connection: Any) -> None:
 
 
 def merge_last(connection: Any) -> None:
-    """Merge what was stored since refresh_before_drop, in a transaction that has locked tables and SUMMARIES_LOCK."""
+    """Merge what was stored since refresh_before_drop, in a transaction that has locked tables and SUMMARIES_LOCK.
+
+    Writers wait for it, so it gives up after MERGE_LAST_MS, as after an error.
+    """
+    ((timeout,),) = connection.run("SELECT current_setting('statement_timeout')")
     connection.run("SAVEPOINT summaries")
     try:
+        connection.run(f"SET LOCAL statement_timeout = {MERGE_LAST_MS}")
         connection.run("SELECT refresh_summaries()")
+        connection.run(f"SET LOCAL statement_timeout = '{timeout}'")
     except DatabaseError as error:
         connection.run("ROLLBACK TO SAVEPOINT summaries")
         _warn(error)
