@@ -133,22 +133,6 @@ def test_rows_of_a_transaction_that_was_open_during_a_refresh_are_in_the_next(us
     assert differences(users) == {}
 
 
-def test_numbers_of_an_open_transaction_stay_unseen_until_it_ends(users: Console) -> None:
-    """Those that it rolls back, too: of a number alone nobody knows whether its metric will come."""
-    slow = users.connect()
-    slow.run("BEGIN")
-    slow.run(ingest(metric(1, 1, "talked_time", 5)))
-    users.ingest(metric(2, 1, "talked_time", 7))
-    for _ in range(3):
-        users.run("summaries", "refresh")
-        assert users.sql("SELECT unseen::text FROM summary_state") == [["{[1,2),[3,)}"]]
-    slow.run("ROLLBACK")
-    slow.close()
-    assert users.json("summaries", "refresh")["metrics"] == 0
-    assert users.sql("SELECT unseen::text FROM summary_state") == [["{[3,)}"]]
-    assert differences(users) == {}
-
-
 def test_refresh_touches_only_what_is_new_and_doing_it_again_changes_nothing(users: Console) -> None:
     users.ingest(*(metric(user, n * 3600, "talked_time", n, session=n) for user in range(3) for n in range(20)))
     assert users.json("summaries", "refresh") == {"metrics": 60, "sessions": 60, "user_days": 3, "type_hours": 20}

@@ -81,6 +81,22 @@ def test_open_transaction_in_another_database_makes_nothing_counted_again(users:
     assert differences(users) == {}
 
 
+def test_numbers_of_an_open_transaction_stay_unseen_until_it_ends(users: Console) -> None:
+    """Those that it rolls back, too: of a number alone nobody knows whether its metric will come."""
+    slow = users.connect()
+    slow.run("BEGIN")
+    slow.run(ingest(metric(1, 1, "talked_time", 5)))
+    users.ingest(metric(2, 1, "talked_time", 7))
+    for _ in range(3):
+        users.run("summaries", "refresh")
+        assert users.sql("SELECT unseen::text FROM summary_state") == [["{[1,2),[3,)}"]]
+    slow.run("ROLLBACK")
+    slow.close()
+    assert users.json("summaries", "refresh")["metrics"] == 0
+    assert users.sql("SELECT unseen::text FROM summary_state") == [["{[3,)}"]]
+    assert differences(users) == {}
+
+
 @pytest.mark.parametrize("name", ["fresh", "part", "new_metric", "changed_session", "step", "late"])
 def test_tables_of_the_operator_shadow_nothing(users: Console, name: str) -> None:
     users.sql(f"CREATE TABLE public.{name} AS SELECT * FROM metrics")

@@ -1,5 +1,6 @@
 """`metrics-ingest summaries`: refresh session_summary, user_day_summary and type_hour_summary."""
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ STATE = """
 """
 # After a refresh that took a second, wait four: it leaves most of the time to others.
 PAUSE_PER_REFRESH = 4
+MERGE_LAST_MS = 1_000
 # Fewer than 1e18 values below this cannot add up to more than a float8 holds.
 FAULTY_TYPES = """
     SELECT DISTINCT metric_type FROM type_hour_rollup WHERE greatest(abs(lowest), abs(highest)) > 1e290
@@ -37,20 +39,23 @@ def command() -> None:
     """Refresh the views session_summary, user_day_summary and type_hour_summary, for psql and dashboards."""
 
 
-# After a refresh that took a second, wait four: it leaves most of the time to others.
-PAUSE_PER_REFRESH = 4
-
-
 @command.command("refresh", short_help="Add new metrics to the summaries.")
+@click.option("--every", type=click.FloatRange(0.1), metavar="SECONDS", help="Go on and on; print nothing.")
 @JSON_OPTION
-def refresh_command(as_json: bool) -> None:
+def refresh_command(every: float | None, as_json: bool) -> None:
     """Add new metrics to the summaries, late metrics included; show how many rows of the summaries changed.
 
-    Run it every minute or so. Ingestion continues meanwhile. It works in steps of at most 200,000 metrics, each
-    committed: two refreshes at once take turns, and after an interruption the next one continues.
+    Run it every minute or so, or with --every as a service. Ingestion continues meanwhile. It works in steps of at most
+    200,000 metrics, each committed: two refreshes at once take turns, and after an interruption the next one
+    continues.
     """
     with open_connection() as connection:
-        print_record(refresh(connection), as_json=as_json, title="refreshed")
+        if every is None:
+            print_record(refresh(connection), as_json=as_json, title="refreshed")
+        while every is not None:
+            began = time.monotonic()
+            refresh(connection)
+            time.sleep(max(every, PAUSE_PER_REFRESH * (time.monotonic() - began)))
 
 
 def refresh(connection: Any) -> Record:
@@ -74,10 +79,16 @@ def refresh_before_drop(connection: Any) -> None:
 
 
 def merge_last(connection: Any) -> None:
-    """Merge what was stored since refresh_before_drop, in a transaction that has locked tables and SUMMARIES_LOCK."""
+    """Merge what was stored since refresh_before_drop, in a transaction that has locked tables and SUMMARIES_LOCK.
+
+    Writers wait for it, so it gives up after MERGE_LAST_MS, as after an error.
+    """
+    ((timeout,),) = connection.run("SELECT current_setting('statement_timeout')")
     connection.run("SAVEPOINT summaries")
     try:
+        connection.run(f"SET LOCAL statement_timeout = {MERGE_LAST_MS}")
         connection.run("SELECT refresh_summaries()")
+        connection.run(f"SET LOCAL statement_timeout = '{timeout}'")
     except DatabaseError as error:
         connection.run("ROLLBACK TO SAVEPOINT summaries")
         _warn(error)
@@ -106,6 +117,7 @@ def status(as_json: bool) -> None:
     if as_json:
         print_record(state | {"faulty": faulty}, as_json=True, title="summaries")
         return
+    state["refreshed_at"] = state["refreshed_at"] or "never; run `metrics-ingest summaries refresh`"
     print_record(state | {"faulty": sum(row["rows"] for row in faulty)}, as_json=False, title="summaries")
     if faulty:
         print_rows(faulty, as_json=False, title="faulty rows")
