@@ -26,7 +26,7 @@ run: install ## Serve all functions on one port, with an embedded PostgreSQL [PO
 psql: install ## Open psql on the database of `make run` (or read SQL from standard input)
 	@exec $(BIN)/python -m metrics_ingest.local.postgres
 
-demo: install ## Fill a running `make run` with two weeks of believable data [PORT=8000]
+demo: install ## Fill a running `make run` with two weeks of realistic data [PORT=8000]
 	@exec $(BIN)/python -m metrics_ingest.local.demo
 
 screenshots: install ## Take the pictures of the documentation anew, with an installed Chromium

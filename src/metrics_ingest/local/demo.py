@@ -1,4 +1,4 @@
-"""`make demo`: two weeks of believable data of 40 users, through the public API of a running `make run`.
+"""`make demo`: two weeks of realistic data of 40 users, through the public API of a running `make run`.
 
 The data of a day depends on its date alone, ids included, so that a second run stores nothing twice, and a run on the
 next day adds that day.

@@ -43,7 +43,7 @@ try it:
     -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","name":"Greg","email":"greg@gmail.com"}}'
   curl {base}/ingest/ -H 'Content-Type: application/json' \\
     -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time","value":12.34,\
-"timestamp":"2024-08-08T12:34:56Z"}}'
+"timestamp":"2024-08-08T12:34:56Z","metric_id":"6f1c2b7e-3a52-4c0e-9d3b-0a4f5b1c2d3e"}}'
 see what is stored:
   echo 'SELECT * FROM metrics' | {psql}
 
