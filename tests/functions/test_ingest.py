@@ -36,7 +36,7 @@ def test_row_says_what_was_sent(stack: Stack, metric: dict[str, Any]) -> None:
     session_id = str(uuid4())
     before = datetime.now(UTC)
     stack.send({**metric, "session_id": session_id, "timestamp": "2024-08-08T14:34:56.123456+02:00"})
-    ((user_id, timestamp, metric_id, session, metric_type, value, received_at),) = stack.stored(metric["user_id"])
+    ((user_id, timestamp, metric_id, session, metric_type, value, received_at, _),) = stack.stored(metric["user_id"])
     assert (str(user_id), str(metric_id), str(session)) == (metric["user_id"], metric["metric_id"], session_id)
     assert timestamp == datetime(2024, 8, 8, 12, 34, 56, 123456, UTC)
     assert (metric_type, value) == ("talked_time", 12.34)

@@ -286,7 +286,7 @@ def test_password_is_in_no_log(server: TlsPostgres, serve: Callable[..., Server]
     ):
         command = CliRunner().invoke(cli.main, ["migrate"], env={"DATABASE_URL": url})
         assert command.exit_code == 1
-        assert command.output.startswith("metrics-ingest: ")
+        assert command.output.startswith("Error: cannot migrate: ")
         told.append(command.output)
     function = serve("users", server.url(password=wrong), WRITE_TIMEOUT_S="0.5", LOG_LEVEL="DEBUG")
     answer = requests.post(function.url, json={"name": "Greg"}, timeout=10)

@@ -1,5 +1,6 @@
 """pg8000: opening a connection as the settings say, the socket of an open one, and the meaning of its errors."""
 
+import os
 import socket
 import ssl
 import traceback
@@ -91,7 +92,9 @@ def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connec
     try:
         return _Connection(**arguments, sock=opened)
     except Exception as error:  # noqa: BLE001  # a server can make pg8000 raise anything, and it is raised again
-        opened.close()  # pg8000 leaves it to the garbage collector when the server is silent or refuses TLS
+        if opened.fileno() >= 0:
+            # Not close(), after which it stays open for as long as the file that pg8000 made of it and left behind.
+            os.close(opened.detach())
         raise _server_error(error) from error.__cause__
 
 
