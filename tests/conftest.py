@@ -33,29 +33,35 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let tests without a browser run event loops of their own: playwright's counts as running until it is closed."""
+    foreign = None if "playwright" in getattr(item, "fixturenames", ()) else asyncio._get_running_loop()
+    if foreign:
+        asyncio._set_running_loop(None)
+    try:
+        return (yield)
+    finally:
+        if foreign:
+            asyncio._set_running_loop(foreign)
+
+
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     """The driver of browsers, for all tests of pages: a process can have one."""
     with sync_playwright() as running:
+        loop = asyncio._get_running_loop()
         yield running
+        asyncio._set_running_loop(loop)  # this may be the end of a test without a browser
 
 
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+    loop = asyncio._get_running_loop()
     yield running
+    asyncio._set_running_loop(loop)
     running.close()
-
-
-@pytest.fixture(autouse=True)
-def no_foreign_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let tests without a browser run event loops of their own: playwright's counts as running until it is closed."""
-    playwrights = None if "playwright" in request.fixturenames else asyncio._get_running_loop()
-    if playwrights:
-        asyncio._set_running_loop(None)
-    yield
-    if playwrights:
-        asyncio._set_running_loop(playwrights)
 
 
 @pytest.fixture(scope="session")

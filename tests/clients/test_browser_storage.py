@@ -78,6 +78,7 @@ def test_without_indexeddb_and_locks_metrics_are_sent_from_memory(scene: Scene) 
     record(page, *range(10))
     wait_for(page, lambda: scene.proxy.replies)
     assert scene.user.values == list(range(2, 10))
+    page.wait_for_timeout(500)  # until the page has read the answer, and its queue is empty
     record(page, -1)
     wait_for(page, lambda: scene.site.reports)
     assert [report["code"] for report in scene.site.reports] == ["value_out_of_range"]

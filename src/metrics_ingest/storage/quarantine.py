@@ -97,7 +97,7 @@ class Allowance:
             self._day, self._bytes = today, BYTES_PER_DAY
         if size > self._bytes:
             if self._bytes:
-                logger.warning("rejected metrics are not kept until midnight UTC: %d bytes are used up", BYTES_PER_DAY)
+                logger.warning("rejected metrics are not kept until midnight UTC: %s bytes are used up", BYTES_PER_DAY)
             self._bytes = 0
             return False
         self._bytes -= size
