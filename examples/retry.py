@@ -46,7 +46,7 @@ def send(url: str, metrics: list[dict[str, Any]], key: str, api_key: str = "") -
             if reply.status_code not in RETRY_STATUSES or attempt == ATTEMPTS:
                 return _report(reply)
             pause = max(pause, _retry_after_s(reply.headers))
-        time.sleep(pause)
+        time.sleep(pause)  # as the server asked, or longer each time, so that clients do not all return at once
     raise AssertionError("the last attempt returns or raises")
 
 

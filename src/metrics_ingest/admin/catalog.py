@@ -18,7 +18,7 @@ PARTITIONS = """
 OLD = f"""
     SELECT * FROM ({PARTITIONS}) AS partitions
     WHERE "table" = :parent AND "to" <= now() - CAST(:age AS interval) ORDER BY "to"
-"""  # noqa: S608  # constants
+"""  # noqa: S608  # made of constants of this module only
 # A second opinion on a partition that is to be dropped: from its name, and from its constraint, an expression that the
 # server evaluates, instead of from its bounds.
 END_BY_NAME = """
@@ -52,7 +52,7 @@ MISSING_MONTHS = f"""
     WHERE NOT EXISTS (SELECT FROM ({PARTITIONS}) AS partitions
                       WHERE "table" = '{{parent}}' AND "from" < month + interval '1 month' AND "to" > month)
     ORDER BY month
-"""  # noqa: S608  # constants
+"""  # noqa: S608  # made of constants of this module only
 # The comment of a table that is to become a partition. Only an empty table with it may be used or dropped.
 RECORD = "metrics-ingest is preparing this table as a partition"
 EMPTY_OF_OURS = f"""
@@ -65,7 +65,7 @@ EMPTY_OF_OURS = f"""
     FROM pg_class AS child
     WHERE oid = to_regclass(:table) AND relkind = 'r' AND NOT relispartition
       AND obj_description(oid, 'pg_class') = '{RECORD}'
-"""  # noqa: S608  # constants
+"""  # noqa: S608  # made of constants of this module only
 # Tables with the name of a month that are no partitions: of an operator, or from an interrupted run of an old version.
 STRAY_TABLES = """
     SELECT relname FROM pg_class

@@ -55,6 +55,7 @@ def refresh_command(every: float | None, as_json: bool) -> None:
         while every is not None:
             began = time.monotonic()
             refresh(connection)
+            # At least four fifths of the time without a refresh, so that a slow one does not keep the database busy.
             time.sleep(max(every, PAUSE_PER_REFRESH * (time.monotonic() - began)))
 
 

@@ -128,7 +128,7 @@ def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
                 raise click.ClickException(
                     "transactions that began before the erasure are still open: run it again when they have ended"
                 )
-            time.sleep(0.1)
+            time.sleep(0.1)  # the database cannot signal the end of another session's transaction
         connection.run(END_ERASURE, user_id=user_id)
         print_record(dict(erased), as_json=as_json, title="erased")
 
