@@ -46,6 +46,11 @@ class Database:
     sslrootcert: str | None = None
     cloud_sql_instance: str | None = None
 
+    @property
+    def address(self) -> str:
+        """Return host, port and name, for messages."""
+        return f"{self.host}:{self.port}/{self.database}"
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

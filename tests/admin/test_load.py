@@ -83,7 +83,7 @@ def test_packed_and_csv_and_standard_input_are_read(
     path.write_bytes(gzip.compress("\n\n".join(map(json.dumps, metrics)).encode()))
     assert load([], name=path.name)["stored"] == 35
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["value", *csv_rows.FIELDS[:2], "timestamp", "session_id"])
+    writer = csv.DictWriter(text, ["value", *csv_rows.METRIC_COLUMNS[:2], "timestamp", "session_id"])
     writer.writeheader()
     writer.writerows([{**metric, "metric_type": "speaker_used", "value": "true"} for metric in metrics])
     (tmp_path / "metrics.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.getvalue().encode()))

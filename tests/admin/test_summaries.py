@@ -40,7 +40,7 @@ def differences(console: Console) -> dict[str, list[Any]]:
     }
 
 
-def metric(
+def sample(
     user: int, seconds: float, metric_type: str, value: float, session: int = 1, number: int = 0
 ) -> dict[str, Any]:
     """A metric, so many seconds after midnight; its identity follows from all of it but the value."""
@@ -59,9 +59,9 @@ def users(console: Console) -> Console:
 
 def test_session_summary_says_what_a_session_was(users: Console) -> None:
     users.ingest(
-        metric(1, 30, "talked_time", 10), metric(1, 10, "talked_time", 2.5), metric(1, 0, "microphone_used", 0),
-        metric(1, 20, "microphone_used", 1), metric(1, 5, "speaker_used", 0), metric(1, 5, "voice_sentiment", -0.5),
-        metric(1, 50, "voice_sentiment", 0.75), metric(1, 25, "voice_sentiment", 0.5), metric(2, 9, "talked_time", 1),
+        sample(1, 30, "talked_time", 10), sample(1, 10, "talked_time", 2.5), sample(1, 0, "microphone_used", 0),
+        sample(1, 20, "microphone_used", 1), sample(1, 5, "speaker_used", 0), sample(1, 5, "voice_sentiment", -0.5),
+        sample(1, 50, "voice_sentiment", 0.75), sample(1, 25, "voice_sentiment", 0.5), sample(2, 9, "talked_time", 1),
     )  # fmt: skip
     users.run("summaries", "refresh")
     ((*row, metrics),) = users.sql(
@@ -76,8 +76,8 @@ def test_session_summary_says_what_a_session_was(users: Console) -> None:
 def test_session_summaries_have_every_type_aggregated_as_the_type_says(users: Console) -> None:
     """A type that was added later, and one of the four with columns after a change of its aggregation."""
     users.run("type", "add", "thing", "--kind", "gauge", "--aggregation", "max")
-    users.ingest(metric(1, 2, "thing", 5), metric(1, 1, "thing", 2), metric(1, 3, "thing", 1))
-    users.ingest(metric(1, 1, "voice_sentiment", -1), metric(1, 2, "voice_sentiment", 0.5))
+    users.ingest(sample(1, 2, "thing", 5), sample(1, 1, "thing", 2), sample(1, 3, "thing", 1))
+    users.ingest(sample(1, 1, "voice_sentiment", -1), sample(1, 2, "voice_sentiment", 0.5))
     users.run("summaries", "refresh")
     rows = users.sql("SELECT metric_type, value, shift, metric_count FROM session_type_summary ORDER BY metric_type")
     assert rows == [["thing", 5, -1, 3], ["voice_sentiment", -0.25, 1.5, 2]]
@@ -93,15 +93,15 @@ def test_session_summaries_have_every_type_aggregated_as_the_type_says(users: Co
 )
 def test_buckets_aggregate_as_the_type_says(users: Console, aggregation: str, kind: str, value: float) -> None:
     users.run("type", "add", "thing", "--kind", kind, "--aggregation", aggregation)
-    users.ingest(metric(1, 2, "thing", 5), metric(1, 1, "thing", 0), metric(1, 3, "thing", 1))
+    users.ingest(sample(1, 2, "thing", 5), sample(1, 1, "thing", 0), sample(1, 3, "thing", 1))
     users.run("summaries", "refresh")
     for view in ("user_day_summary", "type_hour_summary"):
         assert users.sql(f"SELECT value, share, metric_count FROM {view}") == [[value, None, 3]]
 
 
 def test_flag_has_any_and_share_and_a_score_no_sum(users: Console) -> None:
-    users.ingest(*(metric(1, n, "speaker_used", int(n % 4 == 0)) for n in range(8)))
-    users.ingest(*(metric(1, n, "voice_sentiment", 1) for n in range(8)))
+    users.ingest(*(sample(1, n, "speaker_used", int(n % 4 == 0)) for n in range(8)))
+    users.ingest(*(sample(1, n, "voice_sentiment", 1) for n in range(8)))
     users.run("summaries", "refresh")
     flag, score = users.sql("SELECT * FROM user_day_summary ORDER BY metric_type")
     assert (flag[6], flag[7], score[6], score[7]) == (1, 0.25, 1, None)
@@ -109,7 +109,7 @@ def test_flag_has_any_and_share_and_a_score_no_sum(users: Console) -> None:
 
 
 def test_reader_role_reads_every_summary_and_refreshes_none(users: Console) -> None:
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     users.run("summaries", "refresh")
     reader = users.connect()
     reader.run("SET ROLE metrics_reader")
@@ -124,8 +124,8 @@ def test_rows_of_a_transaction_that_was_open_during_a_refresh_are_in_the_next(us
     """Its received_at is its beginning: earlier than what the refresh has seen already."""
     slow = users.connect()
     slow.run("BEGIN")
-    slow.run(ingest(metric(1, 1, "talked_time", 5)))
-    users.ingest(metric(2, 1, "talked_time", 7))
+    slow.run(ingest(sample(1, 1, "talked_time", 5)))
+    users.ingest(sample(2, 1, "talked_time", 7))
     assert users.json("summaries", "refresh")["metrics"] == 1
     slow.run("COMMIT")
     slow.close()
@@ -134,19 +134,19 @@ def test_rows_of_a_transaction_that_was_open_during_a_refresh_are_in_the_next(us
 
 
 def test_refresh_touches_only_what_is_new_and_doing_it_again_changes_nothing(users: Console) -> None:
-    users.ingest(*(metric(user, n * 3600, "talked_time", n, session=n) for user in range(3) for n in range(20)))
+    users.ingest(*(sample(user, n * 3600, "talked_time", n, session=n) for user in range(3) for n in range(20)))
     assert users.json("summaries", "refresh") == {"metrics": 60, "sessions": 60, "user_days": 3, "type_hours": 20}
     assert users.json("summaries", "refresh") == {"metrics": 0, "sessions": 0, "user_days": 0, "type_hours": 0}
-    users.ingest(metric(1, 60, "talked_time", 100, session=5))
+    users.ingest(sample(1, 60, "talked_time", 100, session=5))
     assert users.json("summaries", "refresh") == {"metrics": 1, "sessions": 1, "user_days": 1, "type_hours": 1}
     assert differences(users) == {}
 
 
 def test_summaries_survive_a_drain(users: Console) -> None:
-    users.ingest(*(metric(1, n, "talked_time", n) for n in range(10)))
+    users.ingest(*(sample(1, n, "talked_time", n) for n in range(10)))
     users.run("summaries", "refresh")
     users.run("partitions", "maintain", "--yes")
-    users.ingest(metric(1, 86_400 * 20, "talked_time", 3))
+    users.ingest(sample(1, 86_400 * 20, "talked_time", 3))
     users.run("summaries", "refresh")
     assert differences(users) == {}
 
@@ -160,7 +160,7 @@ def shared(postgres: Postgres) -> Console:
 
 
 METRIC = st.builds(
-    metric,
+    sample,
     user=st.integers(0, 2),
     seconds=st.integers(-4, 4).map(lambda n: n * 6 * 3600) | st.integers(-100, 100),  # to either side of midnight
     metric_type=st.sampled_from(["talked_time", "microphone_used"]),
@@ -288,7 +288,7 @@ def test_refresh_goes_on_with_every(users: Console) -> None:
     process = subprocess.Popen(command, env={"DATABASE_URL": users.url}, stdout=subprocess.PIPE)
     try:
         for number in range(3):
-            users.ingest(metric(1, number, "talked_time", 1, number=number))
+            users.ingest(sample(1, number, "talked_time", 1, number=number))
             eventually(lambda: not differences(users))
         assert process.poll() is None
     finally:

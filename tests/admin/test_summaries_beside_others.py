@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from admin.test_summaries import differences, metric, users
+from admin.test_summaries import differences, sample, users
 from metrics_ingest.local.postgres import utils
 from support.console import Console, ingest
 from support.processes import Postgres, connected
@@ -43,15 +43,15 @@ def test_restored_dump_in_a_cluster_with_lower_transaction_ids_loses_nothing(
     for _ in range(2_000):
         connection.run("SELECT pg_current_xact_id()")
     connection.close()
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     users.run("summaries", "refresh")
-    users.ingest(metric(1, 2, "talked_time", 7))  # pending in the dump
+    users.ingest(sample(1, 2, "talked_time", 7))  # pending in the dump
     restored = restore(users, other_cluster, tmp_path / "restored.dump")
     source, target = (console.sql("SELECT pg_current_xact_id()::text::bigint")[0][0] for console in (users, restored))
     assert target < source
     assert restored.json("summaries", "refresh") == REFRESHED
     assert differences(restored) == {}
-    restored.ingest(metric(2, 3, "talked_time", 9))
+    restored.ingest(sample(2, 3, "talked_time", 9))
     assert restored.json("summaries", "refresh") == REFRESHED
     assert differences(restored) == {}
 
@@ -59,10 +59,10 @@ def test_restored_dump_in_a_cluster_with_lower_transaction_ids_loses_nothing(
 @pytest.mark.parametrize("hours", [-30, 30])
 def test_clock_that_was_wrong_loses_nothing(users: Console, hours: int) -> None:
     """received_at, the start of a transaction, is not what tells new metrics."""
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     users.sql("UPDATE metrics SET received_at = now() + :hours * interval '1 hour'", hours=hours)
     users.run("summaries", "refresh")
-    users.ingest(metric(1, 2, "talked_time", 7))
+    users.ingest(sample(1, 2, "talked_time", 7))
     users.sql("UPDATE metrics SET received_at = now() - :hours * interval '1 hour' WHERE value = 7", hours=hours)
     assert users.json("summaries", "refresh") == REFRESHED
     assert differences(users) == {}
@@ -74,7 +74,7 @@ def test_open_transaction_in_another_database_makes_nothing_counted_again(users:
         other.run("INSERT INTO users (user_id, name) VALUES (gen_random_uuid(), 'Greg')")
         other.run("LOCK TABLE metrics IN ROW EXCLUSIVE MODE")
         for number in range(3):
-            users.ingest(metric(1, number, "talked_time", 5))
+            users.ingest(sample(1, number, "talked_time", 5))
             assert users.json("summaries", "refresh") == REFRESHED
             assert users.sql("SELECT unseen::text FROM summary_state") == [[f"{{[{number + 2},)}}"]]
         other.run("ROLLBACK")
@@ -85,8 +85,8 @@ def test_numbers_of_an_open_transaction_stay_unseen_until_it_ends(users: Console
     """Those that it rolls back, too: of a number alone nobody knows whether its metric will come."""
     slow = users.connect()
     slow.run("BEGIN")
-    slow.run(ingest(metric(1, 1, "talked_time", 5)))
-    users.ingest(metric(2, 1, "talked_time", 7))
+    slow.run(ingest(sample(1, 1, "talked_time", 5)))
+    users.ingest(sample(2, 1, "talked_time", 7))
     for _ in range(3):
         users.run("summaries", "refresh")
         assert users.sql("SELECT unseen::text FROM summary_state") == [["{[1,2),[3,)}"]]
@@ -100,7 +100,7 @@ def test_numbers_of_an_open_transaction_stay_unseen_until_it_ends(users: Console
 @pytest.mark.parametrize("name", ["fresh", "part", "new_metric", "changed_session", "step", "late"])
 def test_tables_of_the_operator_shadow_nothing(users: Console, name: str) -> None:
     users.sql(f"CREATE TABLE public.{name} AS SELECT * FROM metrics")
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     assert users.json("summaries", "refresh") == REFRESHED
     assert differences(users) == {}
 
@@ -109,7 +109,7 @@ def test_default_isolation_level_of_the_database_changes_nothing(users: Console)
     """With one snapshot for the transaction, metrics that were not visible would be taken for seen."""
     ((name,),) = users.sql("SELECT current_database()")
     users.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     assert users.json("summaries", "refresh") == REFRESHED
     with connected(users.url) as connection, pytest.raises(Exception, match="needs a READ COMMITTED transaction"):
         connection.run("SELECT refresh_summaries()")
@@ -117,12 +117,12 @@ def test_default_isolation_level_of_the_database_changes_nothing(users: Console)
 
 def test_sequence_that_is_behind_starts_the_summaries_again(users: Console) -> None:
     """As after a failover to a logical replica, which has no sequences: numbers are taken twice."""
-    users.ingest(*(metric(1, second, "talked_time", 5) for second in range(5)))
+    users.ingest(*(sample(1, second, "talked_time", 5) for second in range(5)))
     users.run("summaries", "refresh")
     users.sql("ALTER SEQUENCE metrics_arrival_seq RESTART")
-    users.ingest(metric(1, 7, "talked_time", 7))
+    users.ingest(sample(1, 7, "talked_time", 7))
     assert users.json("summaries", "refresh")["metrics"] == 6
-    users.ingest(metric(1, 8, "talked_time", 7))
+    users.ingest(sample(1, 8, "talked_time", 7))
     assert users.json("summaries", "refresh") == REFRESHED
     assert differences(users) == {}
 
@@ -131,22 +131,22 @@ def test_long_refresh_holds_up_others_for_a_step_at_most(users: Console) -> None
     """Steps are committed: what was merged before an interruption stays merged, and is merged once."""
     ((source,),) = users.sql("SELECT pg_get_functiondef('refresh_summaries_step'::regproc)")
     users.sql(source.replace("200000", "10"))
-    users.ingest(*(metric(1, second, "talked_time", 5) for second in range(95)))
+    users.ingest(*(sample(1, second, "talked_time", 5) for second in range(95)))
     step = "SELECT CAST(refresh_summaries_step(0) ->> 'next' AS bigint)"
     assert users.sql(step) == [[10]]
     assert users.sql(step) == [[20]]  # the next refresh continues
-    users.ingest(metric(1, 100, "talked_time", 7))
+    users.ingest(sample(1, 100, "talked_time", 7))
     assert users.json("summaries", "refresh")["metrics"] == 76
     assert differences(users) == {}
 
 
 def test_session_that_began_before_a_dropped_month_continues(users: Console) -> None:
     """Its dropped part stays in its summary."""
-    users.ingest(metric(1, 0, "talked_time", 5))
+    users.ingest(sample(1, 0, "talked_time", 5))
     users.run("partitions", "maintain", "--yes")
     users.run("partitions", "maintain", "--keep", "12mo", "--yes")
     assert users.sql("SELECT count(*) FROM metrics") == [[0]]
-    users.ingest(metric(1, 86_400 * 800, "talked_time", 7), metric(1, 86_400, "talked_time", 100))  # one is too late
+    users.ingest(sample(1, 86_400 * 800, "talked_time", 7), sample(1, 86_400, "talked_time", 100))  # one is too late
     users.run("summaries", "refresh")
     found = users.sql("SELECT metric_count, value, shift FROM session_type_summary")
     assert found == [[2, 12, 2]]
@@ -157,13 +157,13 @@ def test_metrics_that_come_between_refresh_and_drop_are_summarised(
 ) -> None:
     from metrics_ingest.admin import summaries
 
-    users.ingest(metric(1, 0, "talked_time", 5))
+    users.ingest(sample(1, 0, "talked_time", 5))
     users.run("partitions", "maintain", "--yes")
     original = summaries.refresh_before_drop
 
     def refresh_before_drop(connection: object) -> None:
         original(connection)
-        users.ingest(metric(1, 1, "talked_time", 7))
+        users.ingest(sample(1, 1, "talked_time", 7))
 
     monkeypatch.setattr(summaries, "refresh_before_drop", refresh_before_drop)
     users.run("partitions", "maintain", "--keep", "12mo", "--yes")
@@ -173,11 +173,11 @@ def test_metrics_that_come_between_refresh_and_drop_are_summarised(
 
 def test_one_metric_more_in_a_large_bucket_is_merged_not_counted_again(users: Console) -> None:
     """Were it counted again, the count would be that of the metrics."""
-    users.ingest(metric(1, 1, "talked_time", 5))
+    users.ingest(sample(1, 1, "talked_time", 5))
     users.run("summaries", "refresh")
     for rollup in ("session_rollup", "user_day_rollup", "type_hour_rollup"):
         users.sql(f"UPDATE {rollup} SET metric_count = 1000000")
-    users.ingest(metric(1, 2, "talked_time", 5))
+    users.ingest(sample(1, 2, "talked_time", 5))
     users.run("summaries", "refresh")
     for rollup in ("session_rollup", "user_day_rollup", "type_hour_rollup"):
         assert users.sql(f"SELECT metric_count, total FROM {rollup}") == [[1000001, 10]]
@@ -195,14 +195,14 @@ def test_drain_and_erasure_beside_refreshes_lose_and_double_nothing(users: Conso
                 connection.run("BEGIN")
                 for _ in range(3):
                     second += 1
-                    connection.run(ingest(metric(user, second * 7000, "talked_time", second / 10, session=second % 5)))
+                    connection.run(ingest(sample(user, second * 7000, "talked_time", second / 10, session=second % 5)))
                 connection.run("ROLLBACK" if second % 4 == 0 else "COMMIT")
 
     def repeat(*arguments: str) -> None:
         while time.monotonic() < end:
             users.run(*arguments)
 
-    users.ingest(*(metric(1, n * 60, "talked_time", 1) | {"user_id": gone} for n in range(200)))
+    users.ingest(*(sample(1, n * 60, "talked_time", 1) | {"user_id": gone} for n in range(200)))
     with ThreadPoolExecutor() as pool:
         tasks: list[Future[Any]] = [pool.submit(write, user) for user in range(3)]
         tasks.append(pool.submit(repeat, "summaries", "refresh"))

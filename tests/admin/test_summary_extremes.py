@@ -18,11 +18,11 @@ def extremes(console: Console) -> Console:
         console.sql(
             "INSERT INTO metric_types (metric_type, kind, aggregation) VALUES ('a_' || :a, 'gauge', :a)", a=aggregation
         )
-    console.ingest(metric("talked_time", 12))
+    console.ingest(extreme("talked_time", 12))
     return console
 
 
-def metric(metric_type: str, value: float, second: int = 0) -> dict[str, Any]:
+def extreme(metric_type: str, value: float, second: int = 0) -> dict[str, Any]:
     return {"user_id": USER, "session_id": USER, "metric_type": metric_type, "value": value,
             "timestamp": f"2024-08-08T12:00:{second:02}Z"}  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_sums_and_means_are_the_nearest_float8(
     """Whether they are merged one by one or together."""
     for aggregation in ("sum", "mean"):
         for second, value in enumerate(values):
-            extremes.ingest(metric(f"a_{aggregation}", value, second))
+            extremes.ingest(extreme(f"a_{aggregation}", value, second))
             if aggregation == "mean":
                 extremes.run("summaries", "refresh")
     extremes.run("summaries", "refresh")
@@ -66,7 +66,7 @@ def test_sums_and_means_are_the_nearest_float8(
 
 
 def test_status_names_the_rows_whose_sum_is_not_finite_and_retention_goes_on(extremes: Console) -> None:
-    extremes.ingest(metric("a_sum", 1e308, 1), metric("a_sum", 1e308, 2), metric("a_mean", 1e308, 3))
+    extremes.ingest(extreme("a_sum", 1e308, 1), extreme("a_sum", 1e308, 2), extreme("a_mean", 1e308, 3))
     extremes.run("summaries", "refresh")
     faulty = extremes.json("summaries", "status")["faulty"]
     assert [(row["summary"], row["metric_type"], row["rows"]) for row in faulty] == [

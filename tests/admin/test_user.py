@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from threading import Event
 from typing import Any
 from uuid import uuid4
@@ -17,6 +16,7 @@ from metrics_ingest.admin import user as erasure
 from metrics_ingest.admin.cli import main
 from metrics_ingest.admin.database import PARTITIONS_LOCK, advisory_lock
 from support.console import Console
+from support.metrics import current
 from support.processes import Server, eventually
 
 Fill = Callable[[str, int], str]
@@ -125,11 +125,6 @@ def test_table_for_people_has_the_numbers_of_the_json(console: Console, filled: 
     assert "talked_time" in text
 
 
-def metric(user: str, **changes: Any) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat()
-    return {"user_id": user, "metric_type": "talked_time", "value": 1, "timestamp": now} | changes
-
-
 def forgotten(console: Console, user: str) -> bool:
     """Whether nothing at all is stored that names the user."""
     hexadecimal = user.replace("-", "")
@@ -152,7 +147,7 @@ def test_clients_that_keep_sending_do_not_keep_an_erasure_from_ending(
     def send() -> list[Any]:
         replies = []
         while not stop.is_set():
-            items = [metric(user), metric(other), *(metric(user) for _ in range(50))]
+            items = [current(user), current(other), *(current(user) for _ in range(50))]
             replies.append(requests.post(batch.url, json=items, timeout=30).json())
         return replies
 
@@ -163,7 +158,7 @@ def test_clients_that_keep_sending_do_not_keep_an_erasure_from_ending(
             began = time.monotonic()
             console.run("user", "forget", user, "--yes")
             took = time.monotonic() - began
-            eventually(lambda: requests.post(batch.url, json=[metric(user)], timeout=30).status_code == 422)
+            eventually(lambda: requests.post(batch.url, json=[current(user)], timeout=30).status_code == 422)
             assert forgotten(console, user)
         finally:
             stop.set()
@@ -184,13 +179,13 @@ ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in 
 @pytest.mark.parametrize(
     "body",
     [
-        lambda user: json.dumps(metric(user, value=-1)).replace("-", "\\u002d"),
-        lambda user: json.dumps(metric("@", value=-1)).replace("@", user.translate(ESCAPES)),
-        lambda user: json.dumps(metric(user, value=-1) | {"user_id": f"urn:uuid:{user.upper()}"}),
+        lambda user: json.dumps(current(user, value=-1)).replace("-", "\\u002d"),
+        lambda user: json.dumps(current("@", value=-1)).replace("@", user.translate(ESCAPES)),
+        lambda user: json.dumps(current(user, value=-1) | {"user_id": f"urn:uuid:{user.upper()}"}),
         lambda user: json.dumps({"note": "x" * 8150, "user_id": user}),  # the limit of 8 KiB cuts the id in two
-        lambda user: json.dumps(metric("no id", session_id=user)),
-        lambda user: json.dumps(metric(user))[:-1],  # no JSON
-        lambda user: json.dumps(metric(str(uuid4()), metric_type=user)),
+        lambda user: json.dumps(current("no id", session_id=user)),
+        lambda user: json.dumps(current(user))[:-1],  # no JSON
+        lambda user: json.dumps(current(str(uuid4()), metric_type=user)),
     ],
 )  # fmt: skip
 def test_rejected_metrics_that_name_the_user_are_found_however_they_do(
@@ -226,7 +221,7 @@ def test_erasure_that_was_interrupted_continues(
     monkeypatch.setattr(erasure, "_erase_step", erase_step)
     result = CliRunner().invoke(main, ("user", "forget", user, "--yes"), env={"DATABASE_URL": console.url})
     assert result.exit_code == 1
-    assert console.ingest(metric(user))[0]["outcome"] == "unknown_user"
+    assert console.ingest(current(user))[0]["outcome"] == "unknown_user"
     monkeypatch.setattr(erasure, "_erase_step", original)
     console.run("user", "forget", user, "--yes")
     assert forgotten(console, user)
@@ -243,7 +238,7 @@ def test_user_can_be_registered_again_after_an_erasure_and_not_during_it(
     assert (reply.status_code, reply.json()["code"]) == (503, "store_unavailable")
     console.run("user", "forget", user, "--yes")
     assert requests.post(users.url, json={"user_id": user, "name": "Greg"}, timeout=10).status_code == 201
-    assert console.ingest(metric(user)) is None
+    assert console.ingest(current(user)) is None
     assert console.sql("SELECT count(*) FROM forgotten_users") == [[0]]
 
 

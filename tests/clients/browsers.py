@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
-from clients.disturbances import Proxy
+from clients.disturbances import RecordingProxy
 from support.chromium import chromium
 from support.processes import ROOT, eventually, query
 
@@ -147,7 +147,7 @@ class Scene:
 
     context: BrowserContext
     site: Site
-    proxy: Proxy
+    proxy: RecordingProxy
     user: User
 
     def visit(self, script: str = "") -> Page:

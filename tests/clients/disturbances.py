@@ -24,7 +24,7 @@ Disturbance = Callable[[BaseHTTPRequestHandler, Callable[[], requests.Response]]
 
 
 @dataclass
-class Proxy:
+class RecordingProxy:
     """Passes requests on to a function; the `troubles` are done first, one a request. Keeps all that arrived."""
 
     url: str
@@ -37,7 +37,7 @@ class Proxy:
 
 
 @contextmanager
-def between(upstream: str, *troubles: Disturbance) -> Iterator[Proxy]:
+def between(upstream: str, *troubles: Disturbance) -> Iterator[RecordingProxy]:
     """Run a proxy in front of a function."""
     lock = threading.Lock()
 
@@ -86,7 +86,7 @@ def between(upstream: str, *troubles: Disturbance) -> Iterator[Proxy]:
             """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        proxy = Proxy(f"http://127.0.0.1:{server.server_port}", list(troubles))
+        proxy = RecordingProxy(f"http://127.0.0.1:{server.server_port}", list(troubles))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, Playwright
 
 from clients.browsers import Chromium, Scene, Site, User, record, wait_for
-from clients.disturbances import Proxy
+from clients.disturbances import RecordingProxy
 from clients.restartable import Function, running
 from support.processes import Postgres
 
@@ -45,7 +45,7 @@ def ordeal(postgres: Postgres, site: Site) -> Iterator[tuple[Function, Callable[
     url = postgres.clone()
     with running(url) as function:
         user = User(url)
-        yield function, lambda context: Scene(context, site, Proxy(function.server.url), user)
+        yield function, lambda context: Scene(context, site, RecordingProxy(function.server.url), user)
 
 
 def test_nothing_is_lost_through_kills_reloads_and_networks(

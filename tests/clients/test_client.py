@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from clients.browsers import User
-from clients.disturbances import Proxy, answer_cut, answer_lost, between, no_answer, reply, stalled
+from clients.disturbances import RecordingProxy, answer_cut, answer_lost, between, no_answer, reply, stalled
 from metrics_ingest.admin.keys import new_key
 from metrics_ingest.client import Client
 from support.processes import Server, eventually
 
 
 @pytest.fixture
-def proxy(batch: tuple[str, Server]) -> Iterator[Proxy]:
+def proxy(batch: tuple[str, Server]) -> Iterator[RecordingProxy]:
     with between(batch[1].url) as proxy:
         yield proxy
 
@@ -30,7 +30,7 @@ def record(client: Client, *values: float) -> None:
         client.record("talked_time", value)
 
 
-def test_metrics_are_sent_together_after_flush_s_or_when_a_batch_is_full(proxy: Proxy, user: User) -> None:
+def test_metrics_are_sent_together_after_flush_s_or_when_a_batch_is_full(proxy: RecordingProxy, user: User) -> None:
     with Client(proxy.url, user_id=user.id, flush_s=1, max_batch=5) as client:
         record(client, 0, 1)
         time.sleep(0.4)
@@ -42,7 +42,7 @@ def test_metrics_are_sent_together_after_flush_s_or_when_a_batch_is_full(proxy: 
     assert [len(request.lines) for request in proxy.requests] == [2, 5]
 
 
-def test_recording_does_not_wait_for_the_network(proxy: Proxy, user: User) -> None:
+def test_recording_does_not_wait_for_the_network(proxy: RecordingProxy, user: User) -> None:
     proxy.troubles = [stalled(1)]
     with Client(proxy.url, user_id=user.id, max_batch=1) as client:
         begun = time.monotonic()
@@ -52,7 +52,7 @@ def test_recording_does_not_wait_for_the_network(proxy: Proxy, user: User) -> No
     assert user.values == list(range(100))
 
 
-def test_what_cannot_be_a_metric_is_raised_where_it_is_recorded(proxy: Proxy, user: User) -> None:
+def test_what_cannot_be_a_metric_is_raised_where_it_is_recorded(proxy: RecordingProxy, user: User) -> None:
     with Client(proxy.url) as client:
         values: tuple[Any, ...] = (float("nan"), float("inf"), "text", None, [], 10**400)
         for value in values:
@@ -67,7 +67,7 @@ def test_what_cannot_be_a_metric_is_raised_where_it_is_recorded(proxy: Proxy, us
     assert proxy.requests == []
 
 
-def test_refused_metrics_are_reported_once_by_code(proxy: Proxy, user: User) -> None:
+def test_refused_metrics_are_reported_once_by_code(proxy: RecordingProxy, user: User) -> None:
     rejections: list[dict[str, Any]] = []
     with Client(proxy.url, user_id=user.id, on_rejected=rejections.append) as client:
         record(client, 1, -1)
@@ -80,7 +80,7 @@ def test_refused_metrics_are_reported_once_by_code(proxy: Proxy, user: User) -> 
 
 
 @pytest.mark.parametrize("status", [207, 422])
-def test_refusals_that_are_not_listed_are_asked_for_again(proxy: Proxy, user: User, status: int) -> None:
+def test_refusals_that_are_not_listed_are_asked_for_again(proxy: RecordingProxy, user: User, status: int) -> None:
     """A function that is short of memory lists none: to take the refused metric for a stored one would lose it."""
     unlisted = b'{"received": 3, "stored": 2, "duplicates": 0, "rejected": 1, "errors": [], "errors_omitted": 1}'
     proxy.troubles = [lambda handler, _: reply(handler, status, unlisted)]
@@ -95,7 +95,7 @@ def test_refusals_that_are_not_listed_are_asked_for_again(proxy: Proxy, user: Us
 
 
 @pytest.mark.parametrize("trouble", [no_answer, answer_lost, answer_cut])
-def test_without_an_answer_the_same_metrics_are_sent_again(proxy: Proxy, user: User, trouble: Any) -> None:
+def test_without_an_answer_the_same_metrics_are_sent_again(proxy: RecordingProxy, user: User, trouble: Any) -> None:
     proxy.troubles = [trouble]
     with Client(proxy.url, user_id=user.id) as client:
         record(client, 1, 2)
@@ -105,7 +105,7 @@ def test_without_an_answer_the_same_metrics_are_sent_again(proxy: Proxy, user: U
     assert user.values == [1, 2]
 
 
-def test_a_proxys_own_page_counts_as_no_answer(proxy: Proxy, user: User) -> None:
+def test_a_proxys_own_page_counts_as_no_answer(proxy: RecordingProxy, user: User) -> None:
     proxy.troubles = [lambda handler, _: reply(handler, 200, b"<h1>Sign in to this network</h1>")]
     with Client(proxy.url, user_id=user.id) as client:
         record(client, 1)
@@ -114,7 +114,7 @@ def test_a_proxys_own_page_counts_as_no_answer(proxy: Proxy, user: User) -> None
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_respected(proxy: Proxy, user: User, form: str) -> None:
+def test_retry_after_is_respected(proxy: RecordingProxy, user: User, form: str) -> None:
     after = "2" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     proxy.troubles = [lambda handler, _: reply(handler, 503, b"", Retry_After=after)]
     with Client(proxy.url, user_id=user.id) as client:
@@ -154,7 +154,7 @@ def test_a_body_over_the_limit_is_halved_and_a_single_one_is_reported(
     assert [rejection["code"] for rejection in rejections] == ["payload_too_large"]
 
 
-def test_the_queue_is_bounded_and_the_oldest_go(proxy: Proxy, user: User) -> None:
+def test_the_queue_is_bounded_and_the_oldest_go(proxy: RecordingProxy, user: User) -> None:
     proxy.down = True
     dropped: list[int] = []
     with Client(proxy.url, user_id=user.id, max_queue=10, on_dropped=dropped.append) as client:
@@ -164,7 +164,7 @@ def test_the_queue_is_bounded_and_the_oldest_go(proxy: Proxy, user: User) -> Non
     assert user.values == list(range(15, 25))
 
 
-def test_close_gives_up_in_time_and_says_how_many_it_drops(proxy: Proxy, user: User) -> None:
+def test_close_gives_up_in_time_and_says_how_many_it_drops(proxy: RecordingProxy, user: User) -> None:
     proxy.troubles = [stalled(5)] * 3
     dropped: list[int] = []
     client = Client(proxy.url, user_id=user.id, exit_s=1, on_dropped=dropped.append)
@@ -176,7 +176,9 @@ def test_close_gives_up_in_time_and_says_how_many_it_drops(proxy: Proxy, user: U
     assert dropped == [3]
 
 
-def test_callbacks_that_raise_do_not_end_the_client(proxy: Proxy, user: User, caplog: pytest.LogCaptureFixture) -> None:
+def test_callbacks_that_raise_do_not_end_the_client(
+    proxy: RecordingProxy, user: User, caplog: pytest.LogCaptureFixture
+) -> None:
     def raise_error(_: object) -> None:
         raise ValueError("the caller's own")
 
@@ -188,7 +190,7 @@ def test_callbacks_that_raise_do_not_end_the_client(proxy: Proxy, user: User, ca
     assert caplog.text.count("a callback failed") == 2
 
 
-def test_a_callback_may_use_the_client(proxy: Proxy, user: User) -> None:
+def test_a_callback_may_use_the_client(proxy: RecordingProxy, user: User) -> None:
     def correct(rejection: dict[str, Any]) -> None:
         client.record("talked_time", -rejection["metric"]["value"])
         assert client.flush() is False  # it cannot wait for itself
@@ -200,7 +202,7 @@ def test_a_callback_may_use_the_client(proxy: Proxy, user: User) -> None:
     assert client.close()
 
 
-def test_many_threads_record_and_flush_at_once(proxy: Proxy, user: User) -> None:
+def test_many_threads_record_and_flush_at_once(proxy: RecordingProxy, user: User) -> None:
     with Client(proxy.url, user_id=user.id, max_batch=20, flush_s=0.05) as client:
 
         def work(first: int) -> None:
@@ -218,7 +220,7 @@ def test_many_threads_record_and_flush_at_once(proxy: Proxy, user: User) -> None
     assert proxy.most_at_once == 1
 
 
-def script(proxy: Proxy, user: User, body: str) -> subprocess.Popen[str]:
+def script(proxy: RecordingProxy, user: User, body: str) -> subprocess.Popen[str]:
     """Run a program that has a client."""
     head = (
         "import os, signal, sys, time, multiprocessing, threading\nfrom metrics_ingest.client import Client\n"
@@ -261,7 +263,7 @@ def script(proxy: Proxy, user: User, body: str) -> subprocess.Popen[str]:
     ],
 )  # fmt: skip
 def test_what_was_recorded_is_sent_before_the_process_ends(
-    proxy: Proxy, user: User, body: str, stored: list[float], exit_code: int
+    proxy: RecordingProxy, user: User, body: str, stored: list[float], exit_code: int
 ) -> None:
     process = script(proxy, user, body)
     _, errors = process.communicate(timeout=60)
@@ -270,7 +272,7 @@ def test_what_was_recorded_is_sent_before_the_process_ends(
     assert sum(reply["duplicates"] for reply in proxy.replies) == 0
 
 
-def test_a_handler_for_sigterm_that_is_set_already_stays(proxy: Proxy, user: User) -> None:
+def test_a_handler_for_sigterm_that_is_set_already_stays(proxy: RecordingProxy, user: User) -> None:
     body = (
         "signal.signal(signal.SIGTERM, lambda *_: os._exit(7)); Client('http://localhost', user_id=1)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"

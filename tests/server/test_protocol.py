@@ -16,9 +16,9 @@ from uvicorn.server import ServerState
 
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.server import protocol as tuned
-from metrics_ingest.server.fast_path import fast_path
 from metrics_ingest.server.handler import without_middleware
 from metrics_ingest.server.protocol import EXECUTION_ID, TunedProtocol
+from metrics_ingest.server.short_path import short_path
 from support.processes import Stack
 from support.raw import exchange
 
@@ -61,7 +61,7 @@ Function = Callable[[Request], Awaitable[Response]]
 
 async def echo(request: Request) -> Response:
     """Reply with the body, and say if it had to be waited for."""
-    connection = fast_path(request.scope)
+    connection = short_path(request.scope)
     assert connection
     body = connection.take_buffered_body(request.scope)
     return Reply(200, (body if body is not None else b"(in pieces) " + await request.body()) or b"nothing")

@@ -6,8 +6,6 @@ CITUS_URL names a database on a coordinator, with the extension and its workers;
 import os
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -15,7 +13,7 @@ import requests
 
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations
-from support import metrics
+from support.metrics import current
 from support.processes import ROOT, Server, query
 
 URL = os.environ.get("CITUS_URL", "")
@@ -43,13 +41,9 @@ def user() -> str:
     return user_id
 
 
-def metric(user: str, **changes: Any) -> dict[str, Any]:
-    return metrics.metric(user, **{"value": 1, "timestamp": datetime.now(UTC).isoformat(), **changes})
-
-
 def test_single_metrics_are_stored_once_and_faults_are_reported(user: str, serve: Callable[..., Server]) -> None:
     server = serve("ingest", URL)
-    sent = metric(user, metric_id=str(uuid4()))
+    sent = current(user, metric_id=str(uuid4()))
     answers = [requests.post(server.url, json=sent, timeout=30) for _ in range(2)]
     assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true"]
     for change, code in (
@@ -69,12 +63,12 @@ def test_batches_over_many_shards_are_accounted_for(serve: Callable[..., Server]
     users = [str(uuid4()) for _ in range(20)]
     registered = ",".join(f'{{"user_id": "{user}", "name": "Greg"}}' for user in users)
     query(URL, "SELECT register_users(CAST(:batch AS json))", batch=f"[{registered}]")
-    batch = [metric(users[n % 20], value=n, metric_id=str(uuid4())) for n in range(1000)]
+    batch = [current(users[n % 20], value=n, metric_id=str(uuid4())) for n in range(1000)]
     headers = {"Prefer": "handling=strict"} if strict else {}
     for stored, duplicates in ((1000, 0), (0, 1000)):
         reply = requests.post(server.url, json=batch, headers=headers, timeout=60).json()
         assert (reply["stored"], reply["duplicates"], reply["rejected"]) == (stored, duplicates, 0)
-    wrong = [metric(users[0], metric_id=str(uuid4())), metric(users[1], value=-1), batch[0]]
+    wrong = [current(users[0], metric_id=str(uuid4())), current(users[1], value=-1), batch[0]]
     reply = requests.post(server.url, json=wrong, headers=headers, timeout=60).json()
     assert (reply["stored"], reply["duplicates"], reply["rejected"]) == ((0, 0, 1) if strict else (1, 1, 1))
     counted = query(URL, "SELECT count(*) FROM metrics WHERE user_id = ANY (CAST(:us AS uuid[]))", us=users)
@@ -96,7 +90,7 @@ def test_summaries_miss_nothing(user: str, serve: Callable[..., Server]) -> None
         query(URL, "SELECT pg_current_xact_id()")
     server = serve("ingest", URL)
     for number in range(1, 4):
-        assert requests.post(server.url, json=metric(user, value=number), timeout=30).ok
+        assert requests.post(server.url, json=current(user, value=number), timeout=30).ok
         query(URL, "SELECT refresh_summaries()")
         totals = query(URL, "SELECT sum(metric_count) FROM session_summary WHERE user_id = :u", u=user)
         assert totals == [[number]]

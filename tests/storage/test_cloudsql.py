@@ -21,8 +21,9 @@ from click.testing import CliRunner
 from metrics_ingest.admin.cli import main
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import connect
-from metrics_ingest.storage.lane import Lane, SeenSessions
+from metrics_ingest.storage.lane import Lane
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
+from metrics_ingest.storage.seen_sessions import SeenSessions
 from support.processes import BIN, Postgres, Server, query
 
 INSTANCE = "my-project:europe-west1:metrics"

@@ -24,9 +24,10 @@ from metrics_ingest.settings import read_database
 from metrics_ingest.storage import lane as lane_module
 from metrics_ingest.storage import operations
 from metrics_ingest.storage.driver import connect
-from metrics_ingest.storage.lane import Lane, SeenSessions
+from metrics_ingest.storage.lane import Lane
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
 from metrics_ingest.storage.pgwire import Statement
+from metrics_ingest.storage.seen_sessions import SeenSessions
 from metrics_ingest.storage.writer import Writer
 from support.fake_postgres import DONE, PARSED, READY, FakePostgres, error, message, row
 from support.processes import Postgres, eventually, query

@@ -52,7 +52,7 @@ def test_each_kind_of_array_arrives(
 ) -> None:
     microseconds = [(instant - EPOCH) // timedelta(microseconds=1) for instant in instants]
     connection.run("SET timezone = 'UTC'")
-    (answer,) = ask(connection, wire.query(f"SELECT json_build_array({ARRAYS})", [
+    (answer,) = ask(connection, wire.one_row(f"SELECT json_build_array({ARRAYS})", [
         wire.uuids([one.bytes for one in ids]),
         wire.timestamps(microseconds),
         wire.floats(numbers),
@@ -66,10 +66,10 @@ def test_each_kind_of_array_arrives(
 
 
 def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Connection) -> None:
-    one = wire.query("SELECT json_build_array(pg_current_xact_id()::text, $1::json)", [b'"x"'])
+    one = wire.one_row("SELECT json_build_array(pg_current_xact_id()::text, $1::json)", [b'"x"'])
     with pytest.raises(pg8000.native.DatabaseError):
-        ask(connection, one, wire.command("nonsense"), one)
-    first, second = ask(connection, wire.command("BEGIN"), one, one, wire.command("COMMIT"))
+        ask(connection, one, wire.no_rows("nonsense"), one)
+    first, second = ask(connection, wire.no_rows("BEGIN"), one, one, wire.no_rows("COMMIT"))
     assert first == second
     assert first[1] == "x"
 
@@ -77,7 +77,7 @@ def test_statements_of_one_sync_are_one_transaction(connection: pg8000.native.Co
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_answer_may_arrive_in_pieces_of_any_size(size: int) -> None:
     received = PARSED + message(b"N", b"SNOTICE\0\0") + row(b'{"a": 1}') + DONE + PARSED + row(None) + DONE + READY
-    answer = wire.Answer([wire.query("SELECT 1"), wire.query("SELECT 2")], wire.IDLE)
+    answer = wire.Answer([wire.one_row("SELECT 1"), wire.one_row("SELECT 2")], wire.IDLE)
     pieces = [received[at : at + size] for at in range(0, len(received), size)]
     assert [answer.feed(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert answer.values() == [{"a": 1}, None]
@@ -85,7 +85,7 @@ def test_answer_may_arrive_in_pieces_of_any_size(size: int) -> None:
 
 
 def test_error_ends_the_other_statements() -> None:
-    answer = wire.Answer([wire.command("BEGIN"), wire.query("SELECT 1")], wire.IN_TRANSACTION)
+    answer = wire.Answer([wire.no_rows("BEGIN"), wire.one_row("SELECT 1")], wire.IN_TRANSACTION)
     assert answer.feed(PARSED + DONE + PARSED + error("23514") + message(b"Z", b"E"))
     with pytest.raises(DatabaseError) as caught:
         answer.values()

@@ -12,8 +12,7 @@ import requests
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import connect
-from metrics_ingest.storage.lane import execute_blocking
-from metrics_ingest.storage.operations import Operation
+from metrics_ingest.storage.operations import Operation, execute_blocking
 from support.processes import ROOT, Postgres, Server, query
 
 NOTHING = "SELECT store_metrics('{}', '{}', '{}', '{}', '{}', '{}', '{}')"

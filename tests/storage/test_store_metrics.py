@@ -8,15 +8,15 @@ import pytest
 
 from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage import lane
+from metrics_ingest.storage import seen_sessions
 from metrics_ingest.storage.driver import connect
-from metrics_ingest.storage.lane import SeenSessions
+from metrics_ingest.storage.seen_sessions import SeenSessions
 from support.processes import Stack, eventually, query
 
 
 def test_seen_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that serves for months does not keep them all; what is forgotten is looked for again."""
-    monkeypatch.setattr(lane, "MAX_SESSIONS", 10)
+    monkeypatch.setattr(seen_sessions, "MAX_SESSIONS", 10)
     seen = SeenSessions()
     rows: list[MetricRow] = [(uuid4().bytes, 0, uuid4().bytes, uuid4().bytes, "talked_time", 1.0) for _ in range(100)]
     for row in rows:

@@ -1,5 +1,6 @@
 """A valid metric, and a user to send it for."""
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,11 @@ def metric(user_id: str, metric_id: str | None = None, **changes: Any) -> dict[s
         "metric_id": metric_id or str(uuid4()),
         **changes,
     }
+
+
+def current(user_id: str, **changes: Any) -> dict[str, Any]:
+    """Return such a metric of this moment."""
+    return metric(user_id, **{"value": 1, "timestamp": datetime.now(UTC).isoformat(), **changes})
 
 
 def register(database_url: str, user_id: str | None = None) -> str:

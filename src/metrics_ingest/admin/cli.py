@@ -56,17 +56,17 @@ def migrate(rollback: bool, yes: bool) -> None:
     """
     from pg8000.exceptions import Error
 
-    from metrics_ingest.admin.database import configured_database, let_reader_log_in
+    from metrics_ingest.admin.database import configured_database, failure, let_reader_log_in
     from metrics_ingest.storage import migrations
-    from metrics_ingest.storage.driver import reason_of
 
     if rollback and not yes:
         click.confirm("This drops every table and all data. Go on?", abort=True)
     try:
         names = (migrations.rollback if rollback else migrations.migrate)(configured_database())
-    except (migrations.UnknownMigrations, Error, OSError) as error:
-        reason = str(error) if isinstance(error, migrations.UnknownMigrations) else reason_of(error)
-        raise click.ClickException(f"cannot migrate: {reason}") from error
+    except migrations.UnknownMigrations as error:
+        raise click.ClickException(f"cannot migrate: {error}") from error
+    except (Error, OSError) as error:
+        raise failure(error, "cannot migrate") from error
     for name in names:
         click.echo(f"{'rolled back' if rollback else 'applied'} {name}")
     if not rollback and (password := os.environ.get("READER_PASSWORD")):

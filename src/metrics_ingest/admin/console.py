@@ -23,12 +23,17 @@ class Unreachable(click.ClickException):
     exit_code = 3
 
 
-def time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """Parse an option's date or time (RFC 3339). Raise click.BadParameter for other text."""
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no date or time like 2024-08-01 or 2024-08-08T12:34:56Z") from None
+
+
+def printable(text: str, replacement: str = " ") -> str:
+    """Replace control characters, which could change the terminal."""
+    return "".join(c if c.isprintable() else replacement for c in text)
 
 
 def print_record(record: Record, *, as_json: bool, title: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from metrics_ingest.admin.lines import Line, Unreadable, as_text, text_fault
 from metrics_ingest.errors import Fault
 
-FIELDS = ("user_id", "metric_type", "value", "timestamp", "session_id", "metric_id")
+METRIC_COLUMNS = ("user_id", "metric_type", "value", "timestamp", "session_id", "metric_id")
 IGNORED_COLUMNS = ("received_at",)
 OTHER_SEPARATORS = (";", "\t", "|")
 # JSON's numbers, and also a leading `+`, `.5`, `5.` and spaces around.
@@ -63,9 +63,9 @@ def _columns(header: bytes) -> list[str]:
         for separator in OTHER_SEPARATORS:
             if separator in columns[0]:
                 raise Unreadable(f"its columns are separated by {separator!r}: save it with commas between them")
-    if unknown := sorted(set(columns) - {*FIELDS, *IGNORED_COLUMNS}):
+    if unknown := sorted(set(columns) - {*METRIC_COLUMNS, *IGNORED_COLUMNS}):
         names = ", ".join(name or "one without a name" for name in unknown)
-        raise Unreadable(f"the columns of a CSV file must be among {', '.join(FIELDS)}, not {names[:200]}")
+        raise Unreadable(f"the columns of a CSV file must be among {', '.join(METRIC_COLUMNS)}, not {names[:200]}")
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise Unreadable(f"a column of a CSV file must not be there twice: {', '.join(twice)}")
     return columns
@@ -82,7 +82,7 @@ def _row(number: int, line: bytes, columns: list[str]) -> Line:
         else:
             if len(cells) == len(columns):
                 row = dict(zip(columns, cells, strict=True))
-                metric: dict[str, Any] = {name: row[name] for name in FIELDS if row.get(name)}
+                metric: dict[str, Any] = {name: row[name] for name in METRIC_COLUMNS if row.get(name)}
                 if "value" in metric:
                     metric["value"] = _value(metric["value"])
                 return Line(number, json.dumps(metric).encode())

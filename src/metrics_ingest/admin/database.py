@@ -6,11 +6,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
-from pg8000.native import DatabaseError, InterfaceError, literal
+from pg8000.native import Error, InterfaceError, literal
 
 from metrics_ingest.admin.console import Record, Unreachable
+from metrics_ingest.errors import ConnectionLost
 from metrics_ingest.settings import BadSetting, Database, read_database
-from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, connect, reason_of
+from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, connect, reason_of, translate
 from metrics_ingest.storage.table_locks import DEADLOCK as DEADLOCK
 from metrics_ingest.storage.table_locks import TablesLocked, retry_until_locked
 
@@ -29,6 +30,16 @@ def configured_database() -> Database:
         raise click.UsageError(str(error)) from error
 
 
+def failure(error: Exception, attempt: str = "") -> click.ClickException:
+    """Return what a command raises for a driver's error: Unreachable when there is no usable connection.
+
+    The message begins with `attempt`, what could not be done.
+    """
+    if isinstance(translate(error, may_be_committed=True), ConnectionLost):
+        return Unreachable(f"{attempt or 'the connection to the database was lost'}: {reason_of(error)}")
+    return click.ClickException(f"{attempt or 'the database refused a statement'}: {reason_of(error)}")
+
+
 @contextmanager
 def open_connection() -> Iterator[Any]:
     """Open a pg8000 connection to the configured database, with PIN_SESSION; close it at the end.
@@ -38,16 +49,13 @@ def open_connection() -> Iterator[Any]:
     database = configured_database()
     try:
         connection = connect(database, None)
-    except (DatabaseError, InterfaceError, OSError) as error:
-        where = f"{database.host}:{database.port}/{database.database}"
-        raise Unreachable(f"cannot reach the database at {where}: {reason_of(error)}") from error
+    except (Error, OSError) as error:
+        raise failure(error, f"cannot reach the database at {database.address}") from error
     try:
         connection.run(PIN_SESSION)
         yield connection
-    except DatabaseError as error:
-        raise click.ClickException(f"the database refused a statement: {reason_of(error)}") from error
-    except InterfaceError as error:
-        raise Unreachable(f"the connection to the database was lost: {reason_of(error)}") from error
+    except Error as error:
+        raise failure(error) from error
     finally:
         with suppress(InterfaceError, OSError):  # it may be broken already
             connection.close()

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from metrics_ingest.admin.console import time
+from metrics_ingest.admin.console import parse_time
 from metrics_ingest.admin.database import open_connection, where
 
 COLUMNS = "user_id, metric_type, value, timestamp, session_id, metric_id"
@@ -26,8 +26,8 @@ FORMATS = {
 
 
 @click.command()
-@click.option("--from", "start", type=time, help="Export metrics at or after this time. [default: all]")
-@click.option("--to", "end", type=time, help="Export metrics before this time. [default: all]")
+@click.option("--from", "start", type=parse_time, help="Export metrics at or after this time. [default: all]")
+@click.option("--to", "end", type=parse_time, help="Export metrics before this time. [default: all]")
 @click.option("--user", type=click.UUID, help="Export the metrics of this user only.")
 @click.option("--type", "metric_type", help="Export the metrics of this type only.")
 @click.option("--format", "form", default="ndjson", show_default=True, type=click.Choice(list(FORMATS)))

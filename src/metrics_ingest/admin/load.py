@@ -11,7 +11,7 @@ import click
 
 from metrics_ingest.admin.console import JSON_OPTION, print_record
 from metrics_ingest.admin.files import Chunk, parse_unique, read_chunks
-from metrics_ingest.admin.sending import COUNTS, Report, Sender, send_all
+from metrics_ingest.admin.sending import COUNTS, BatchReport, Sender, send_all
 
 
 @click.command()
@@ -63,7 +63,7 @@ def command(
         sys.exit(1)
 
 
-def _write_rejected(file: IO[str], chunk: Chunk, report: Report) -> None:
+def _write_rejected(file: IO[str], chunk: Chunk, report: BatchReport) -> None:
     """Write an entry for each rejected metric, which `load` reads again (files.py)."""
     for index, group in itertools.groupby(report["errors"], key=lambda error: error["index"]):
         errors = [{name: error[name] for name in ("code", "field", "detail", "metric_id")} for error in group]

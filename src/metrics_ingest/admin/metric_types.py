@@ -8,7 +8,7 @@ from pg8000.native import DatabaseError
 
 from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows
 from metrics_ingest.admin.database import open_connection, query
-from metrics_ingest.storage.driver import sqlstate
+from metrics_ingest.storage.driver import sqlstate, violated_constraint
 
 # The aggregations that each kind allows, its default first, and the default range of its values.
 AGGREGATIONS = {
@@ -146,7 +146,7 @@ def _change(connection: Any, sql: str, values: Record, as_json: bool) -> None:
     try:
         connection.run(sql, **values)
     except DatabaseError as error:
-        constraint = error.args[0].get("n")
+        constraint = violated_constraint(error)
         if constraint in VIOLATIONS:
             raise click.ClickException(VIOLATIONS[constraint].format(values["metric_type"])) from error
         if sqlstate(error) == "22001":  # string too long

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows, time
+from metrics_ingest.admin.console import JSON_OPTION, Record, parse_time, print_record, print_rows, printable
 from metrics_ingest.admin.database import open_connection, query, transaction, where
 from metrics_ingest.storage.quarantine import FIRST, Kept, replay_after
 
@@ -24,7 +24,7 @@ LIST = """
 """
 # The options that select rejected metrics: the condition on its value, type and help of each.
 SELECTION = {
-    "since": ("received_at >= {}::timestamptz", time, "Only metrics rejected at or after this time."),
+    "since": ("received_at >= {}::timestamptz", parse_time, "Only metrics rejected at or after this time."),
     "code": ("{} = ANY (codes)", str, "Only metrics rejected with this error code."),
     "route": ("route = {}", str, "Only metrics sent to this function: ingest, ingest_batch or ingest_otlp."),
     "key": ("key_name = {}", str, "Only metrics sent with the API key of this name."),
@@ -69,17 +69,17 @@ def list_rejected(limit: int, as_json: bool, **options: Any) -> None:
     with open_connection() as connection:
         rows = query(connection, LIST.format(where=_where(options), limit=limit))
     for row in rows:
-        row["payload"] = _printable(row["payload"])
+        row["payload"] = _text(row["payload"])
     print_rows(rows, as_json=as_json, title="rejected metrics")
 
 
-def _printable(payload: bytes) -> str:
+def _text(payload: bytes) -> str:
     """Return UTF-8 as text, without control characters, which could change the terminal; other bytes as base64."""
     try:
         text = payload.decode()
     except UnicodeDecodeError:
         return "base64:" + base64.b64encode(payload).decode()
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(text, "\N{REPLACEMENT CHARACTER}")
 
 
 @command.command(short_help="Store rejected metrics whose error is fixed.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin.console import Unreachable
+from metrics_ingest.admin.console import Unreachable, printable
 from metrics_ingest.admin.files import Chunk
 
 CHUNKS_PER_REQUEST = 2  # chunks read ahead for each parallel request, so that memory is bounded
@@ -29,7 +29,7 @@ TIMEOUT_S = 60
 COUNTS = ("received", "stored", "duplicates", "rejected")  # received is the sum of the others
 ERROR_FIELDS = {"index", "code", "field", "detail", "metric_id"}
 
-Report = dict[str, Any]  # the body of a reply of ingest_batch
+BatchReport = dict[str, Any]  # the body of a reply of ingest_batch
 
 
 class Sender:
@@ -57,7 +57,7 @@ class Sender:
         self._thread = local()  # a requests.Session must not be shared by threads
         self.stopped = Event()  # when it is set, `send` gives up instead of trying again
 
-    def send(self, chunk: Chunk) -> Report:
+    def send(self, chunk: Chunk) -> BatchReport:
         """Return the report. Raise ClickException for a final error, Unreachable when the time to retry is over."""
         body = gzip.compress(b"\n".join(line.metric for line in chunk.lines), compresslevel=1)
         headers = self._headers | {"Idempotency-Key": chunk.idempotency_key}
@@ -70,12 +70,12 @@ class Sender:
                 )
             except self._errors as error:
                 if isinstance(error, self._misuse):
-                    raise click.ClickException(f"{self._shown_url}: {_printable(error)}") from error
+                    raise click.ClickException(f"{self._shown_url}: {_one_line(error)}") from error
                 reason = f"cannot reach {self._shown_url}: {_cause(error)}"
             else:
                 if reply.status_code not in RETRY_STATUSES:
                     return self._report(reply, chunk)
-                reason = f"{self._shown_url} answers {reply.status_code} {_printable(reply.reason or '')}"
+                reason = f"{self._shown_url} answers {reply.status_code} {_one_line(reply.reason or '')}"
                 pause = max(pause, retry_after_s(reply.headers))
             if time.monotonic() + pause > deadline:
                 raise Unreachable(f"{reason}; run the command again to continue")
@@ -94,9 +94,9 @@ class Sender:
                 session.auth = self._requests.utils.get_auth_from_url(self._url)
         return self._thread.session
 
-    def _report(self, reply: Any, chunk: Chunk) -> Report:
+    def _report(self, reply: Any, chunk: Chunk) -> BatchReport:
         answers = f"{self._shown_url} answers {reply.status_code}"
-        if 300 <= reply.status_code < 400 and (location := _printable(reply.headers.get("Location", ""))):
+        if 300 <= reply.status_code < 400 and (location := _one_line(reply.headers.get("Location", ""))):
             raise click.ClickException(f"{answers} with Location {location}: redirects are not followed, use that URL")
         try:
             body = reply.json()
@@ -105,9 +105,9 @@ class Sender:
         if reply.status_code in REPORT_STATUSES and _is_report(body, len(chunk.lines)):
             return dict(body)
         if reply.status_code < 300:
-            start = _printable(reply.text[:100])
+            start = _one_line(reply.text[:100])
             raise click.ClickException(f"{answers}, but not with a report; is it ingest_batch's URL? It says: {start}")
-        detail = _printable(body.get("detail", reply.reason) if isinstance(body, dict) else reply.reason)
+        detail = _one_line(body.get("detail", reply.reason) if isinstance(body, dict) else reply.reason)
         lines = f"{chunk.file}, lines {chunk.lines[0].number} to {chunk.lines[-1].number}"
         raise click.ClickException(f"{answers} to {lines}: {detail}")
 
@@ -153,12 +153,12 @@ def _is_report(body: Any, sent: int) -> bool:
 def _cause(error: Exception) -> str:
     """Return what happened to a request, without the layers of urllib3 around it."""
     first = error.args[0] if error.args else error
-    return _printable(getattr(first, "reason", first))
+    return _one_line(getattr(first, "reason", first))
 
 
-def _printable(value: object) -> str:
+def _one_line(value: object) -> str:
     """Return what a server sent, or an error that quotes it, as one short line that cannot change the terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(value)[:300])
+    return printable(str(value)[:300])
 
 
 def _without_password(url: str) -> str:
@@ -168,10 +168,10 @@ def _without_password(url: str) -> str:
     return start + separator + authority.rpartition("@")[2] + slash + path
 
 
-def send_all(chunks: Iterable[Chunk], sender: Sender, parallel: int) -> Iterator[tuple[Chunk, Report]]:
+def send_all(chunks: Iterable[Chunk], sender: Sender, parallel: int) -> Iterator[tuple[Chunk, BatchReport]]:
     """Send the chunks, `parallel` at a time; yield each with its report, in order of completion."""
     with ThreadPoolExecutor(parallel) as pool:
-        pending: dict[Future[Report], Chunk] = {}
+        pending: dict[Future[BatchReport], Chunk] = {}
         try:
             for chunk in chunks:
                 pending[pool.submit(sender.send, chunk)] = chunk
@@ -184,7 +184,7 @@ def send_all(chunks: Iterable[Chunk], sender: Sender, parallel: int) -> Iterator
             pool.shutdown(cancel_futures=True)
 
 
-def _completed(pending: dict[Future[Report], Chunk]) -> Iterator[tuple[Chunk, Report]]:
+def _completed(pending: dict[Future[BatchReport], Chunk]) -> Iterator[tuple[Chunk, BatchReport]]:
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         yield pending.pop(future), future.result()

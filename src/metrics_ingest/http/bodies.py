@@ -14,7 +14,7 @@ from starlette.requests import Request
 from metrics_ingest.errors import Fault, Overloaded, RequestRefused
 from metrics_ingest.http.headers import Headers, is_gzip
 from metrics_ingest.server.deadlines import body_deadlines
-from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.server.short_path import short_path
 from metrics_ingest.steps import Steps, at_once, in_turns
 
 SMALL = 65_536  # bytes; a body up to this size that has arrived is neither counted nor checked: it can do no harm
@@ -82,7 +82,7 @@ async def read_body(request: Request, headers: Headers, limit: int, reservation:
         raise RequestRefused(Fault("malformed_json", f"Content-Length has more than {LENGTH_DIGITS} digits"))
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
-    connection = fast_path(request.scope)
+    connection = short_path(request.scope)
     body = connection.take_buffered_body(request.scope) if connection else None
     if body is None:
         try:

@@ -21,7 +21,7 @@ from metrics_ingest.errors import (
 )
 from metrics_ingest.http.functions import JSON
 from metrics_ingest.model.validation import MAX_LISTED
-from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.server.short_path import short_path
 from metrics_ingest.storage.ingest import Report
 from metrics_ingest.storage.quarantine import Rejected
 
@@ -54,7 +54,7 @@ class Reply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply, in one write if possible. A client that has disconnected is no error."""
         try:
-            connection = fast_path(scope)
+            connection = short_path(scope)
             if not (connection and connection.send_reply(scope, self.status_code, self.raw_headers, self.body)):
                 await super().__call__(scope, receive, send)
             if self.release and connection:

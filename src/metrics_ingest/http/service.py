@@ -17,7 +17,7 @@ from metrics_ingest.http.cors import Cors, check_origin, preflight
 from metrics_ingest.http.functions import BY_NAME, NDJSON
 from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply, problem
-from metrics_ingest.server.fast_path import fast_path
+from metrics_ingest.server.short_path import short_path
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.quarantine import Rejected, keep
 from metrics_ingest.storage.writer import writer
@@ -70,7 +70,7 @@ class Service:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
                 logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
             response = self._error_reply(request, error)
-        if not request.scope.get("body_is_read") and fast_path(request.scope) is None and _has_body(request):
+        if not request.scope.get("body_is_read") and short_path(request.scope) is None and _has_body(request):
             response.raw_headers.append((b"connection", b"close"))  # else uvicorn would read all of it
         self._reserve(response)
         if self._cors:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import pg8000.native
 import requests
+from pg8000.exceptions import Error
 
+from metrics_ingest.admin.database import failure
 from metrics_ingest.local.postgres import running_url
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import connect
@@ -83,8 +84,8 @@ def add_custom_type() -> None:
     connection = connect(read_database({"DATABASE_URL": os.environ.get("DATABASE_URL") or running_url()}), 10)
     try:
         connection.run(ADD_CUSTOM_TYPE, name=CUSTOM_TYPE)
-    except (pg8000.native.DatabaseError, OSError) as error:
-        raise SystemExit(f"metrics-ingest: cannot register {CUSTOM_TYPE}: {error}") from None
+    except (Error, OSError) as error:
+        raise SystemExit(f"metrics-ingest: {failure(error, f'cannot register {CUSTOM_TYPE}').message}") from None
     finally:
         connection.close()
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pg8000.exceptions
 import uvicorn
 from functions_framework import create_app
+from pg8000.exceptions import Error
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from metrics_ingest.admin.database import failure
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import problem
@@ -23,7 +24,6 @@ from metrics_ingest.local.refreshing import Refresher
 from metrics_ingest.server.handler import without_middleware
 from metrics_ingest.settings import settings
 from metrics_ingest.storage import migrations
-from metrics_ingest.storage.driver import reason_of
 
 OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
 ROOT = Path(__file__).parents[3]
@@ -174,9 +174,10 @@ def _migrate() -> None:
     database = settings().database
     try:
         migrations.migrate(database)
-    except (migrations.UnknownMigrations, pg8000.exceptions.Error, OSError) as error:
-        where = f"{database.host}:{database.port}/{database.database}"
-        reason = f"cannot use the database at {where}: {reason_of(error)}"
+    except migrations.UnknownMigrations as error:
+        raise SystemExit(f"metrics-ingest: DATABASE_URL: {error}") from None
+    except (Error, OSError) as error:
+        reason = failure(error, f"cannot use the database at {database.address}").message
         raise SystemExit(f"metrics-ingest: DATABASE_URL: {reason}") from None
 
 

@@ -18,8 +18,8 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from metrics_ingest.errors import CODES, Fault, problem_body
-from metrics_ingest.server.fast_path import EXTENSION
 from metrics_ingest.server.handler import without_middleware
+from metrics_ingest.server.short_path import EXTENSION
 from metrics_ingest.settings import settings
 from metrics_ingest.shutdown import shutdown_deadline
 
@@ -32,7 +32,7 @@ EXECUTION_ID = b"function-execution-id"
 
 
 class TunedProtocol(HttpToolsProtocol):
-    """One connection. A request's scope refers to it as the extension `metrics_ingest`: see fast_path.py."""
+    """One connection. A request's scope refers to it as the extension `metrics_ingest`: see short_path.py."""
 
     _unparsed = 0  # bytes since the last complete head, or the last part of a body
     _may_discard = DISCARDED_BYTES  # so many more bytes of the current request's body may come after its reply

@@ -15,7 +15,7 @@ from metrics_ingest.settings import Database
 CONNECTOR = Connector(enable_iam_auth=True, refresh_strategy="lazy")
 
 
-def connect(instance: str, database: Database, **arguments: Any) -> pg8000.dbapi.Connection:
+def connect_with_iam(instance: str, database: Database, **arguments: Any) -> pg8000.dbapi.Connection:
     """Connect to PROJECT:REGION:INSTANCE as the IAM user `database.user`. Raise pg8000's errors."""
     try:
         return CONNECTOR.connect(instance, "pg8000", user=database.user, db=database.database, **arguments)

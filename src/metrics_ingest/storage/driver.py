@@ -134,7 +134,7 @@ def connect_dbapi(database: Database, timeout_s: float | None) -> pg8000.dbapi.C
     if database.cloud_sql_instance:
         from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
 
-        return cloudsql.connect(database.cloud_sql_instance, database, timeout=timeout_s or 30, **SESSION)
+        return cloudsql.connect_with_iam(database.cloud_sql_instance, database, timeout=timeout_s or 30, **SESSION)
     return pg8000.dbapi.connect(**connection_arguments(database, timeout_s))
 
 
@@ -211,6 +211,11 @@ def translate(error: Exception, *, may_be_committed: bool = False) -> StoreUnava
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of an error that the server has sent; empty for any other."""
     return _fields(error).get("C", "")
+
+
+def violated_constraint(error: BaseException) -> str:
+    """The name of the constraint that a statement violates; empty for any other error."""
+    return _fields(error).get("n", "")
 
 
 def reason_of(error: BaseException) -> str:

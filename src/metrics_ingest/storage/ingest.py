@@ -54,7 +54,7 @@ async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> 
     if batch.rows:
         outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
     rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
-    faults, unlisted = batch.faults, batch.unlisted
+    faults, unlisted = dict(batch.faults), batch.unlisted
     for outcome in rejected:
         position = batch.positions[outcome.position]
         is_first = position not in faults

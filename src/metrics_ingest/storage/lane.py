@@ -14,45 +14,16 @@ from typing import Any
 from pg8000.exceptions import Error, InterfaceError
 
 from metrics_ingest.errors import StatementRefused, StoreUnavailable
-from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.settings import Database
 from metrics_ingest.storage import operations, pgwire
 from metrics_ingest.storage.driver import RECEIVE_BYTES, DatabaseSocket, connect, reason_of, translate
 from metrics_ingest.storage.operations import BEGIN, COMMIT, ROLLBACK, Commit, Operation, Outcome
 from metrics_ingest.storage.pgwire import IDLE, IN_TRANSACTION, Statement
+from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_IDLE_S = 60.0  # firewalls and NATs drop idle connections without notice, some after four minutes
 CONNECT_TIMEOUT_S = 5.0  # shorter than a request's time, so that a lost first packet leaves time for a second attempt
-MAX_SESSIONS = 50_000  # about eight megabytes
-NEVER = 2**63  # later than any time
 NOTHING = memoryview(b"")
-
-
-class SeenSessions:
-    """A bounded map of sessions to the earliest time of a metric that this process has seen stored in each.
-
-    It is a hint which sessions the database need not insert, and whose start_time need not become earlier. The database
-    creates a session that is missing all the same (erased since, say), and looks for one not hinted at. Of a session
-    that was erased and created again, the start_time may be late until the process forgets it.
-    """
-
-    def __init__(self) -> None:
-        self._earliest: dict[bytes, int] = {}
-
-    def unseen(self, rows: Sequence[MetricRow]) -> list[bool]:
-        """For each metric whether its session may be new, or may begin with it; empty if no session may."""
-        earliest = self._earliest.get
-        marks = [at < earliest(user_id + session_id, NEVER) for user_id, at, _, session_id, _, _ in rows]
-        return marks if True in marks else []
-
-    def remember(self, rows: Sequence[MetricRow]) -> None:
-        """Add the sessions of metrics that are stored."""
-        if len(self._earliest) > MAX_SESSIONS:
-            self._earliest.clear()
-        for user_id, at, _, session_id, _, _ in rows:
-            session = user_id + session_id
-            if at < self._earliest.get(session, NEVER):
-                self._earliest[session] = at
 
 
 class Lane:
@@ -83,7 +54,7 @@ class Lane:
         statement = operations.statement(operation, items, unseen)
         may_be_committed = False
         try:
-            await self._connect(until)
+            await self._ensure_connection(until)
             if commit is Commit.VALID_ITEMS:
                 may_be_committed = True
                 outcomes = operations.outcomes(await self._exchange([statement], IDLE, until), items)
@@ -113,7 +84,7 @@ class Lane:
             self._socket.close()
             self._socket = None
 
-    async def _connect(self, deadline: float) -> None:
+    async def _ensure_connection(self, deadline: float) -> None:
         """Make sure that there is a connection. Raise StoreUnavailable."""
         now = self._loop.time()
         if self._socket is None or now - self._last_used > MAX_IDLE_S:
@@ -214,9 +185,3 @@ async def _open(database: Database, timeout_s: float) -> DatabaseSocket:
     except BaseException:  # nobody waits for the connection any more
         opened.add_done_callback(discard)
         raise
-
-
-def execute_blocking(connection: Any, operation: Operation, items: Sequence[Any]) -> list[Outcome]:
-    """Do as Lane.execute on a connection of driver.connect, in its transaction. Raise pg8000's errors and OSError."""
-    statement = operations.statement(operation, items, [True] * len(items))
-    return operations.outcomes(DatabaseSocket(connection).exchange([statement], IDLE + IN_TRANSACTION), items)

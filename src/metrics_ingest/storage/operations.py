@@ -8,7 +8,8 @@ from pg8000.exceptions import InterfaceError
 from pydantic_core import to_json
 
 from metrics_ingest.storage import pgwire
-from metrics_ingest.storage.pgwire import Statement
+from metrics_ingest.storage.driver import DatabaseSocket
+from metrics_ingest.storage.pgwire import IDLE, IN_TRANSACTION, Statement
 
 
 class Operation(Enum):
@@ -29,7 +30,7 @@ class Commit(Enum):
     DRY_RUN = auto()  # none in any case: only the outcomes are wanted
 
 
-BEGIN, COMMIT, ROLLBACK = map(pgwire.command, ("BEGIN", "COMMIT", "ROLLBACK"))
+BEGIN, COMMIT, ROLLBACK = map(pgwire.no_rows, ("BEGIN", "COMMIT", "ROLLBACK"))
 # The encoders of the parameters of store_metrics: the columns of MetricRow, then SeenSessions.unseen.
 ENCODERS: tuple[Callable[[Any], bytes], ...] = (
     pgwire.uuids, pgwire.timestamps, pgwire.uuids, pgwire.uuids, pgwire.texts, pgwire.floats, pgwire.booleans
@@ -47,9 +48,9 @@ class Outcome(NamedTuple):
 def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]) -> Statement:
     """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen."""
     if operation is not Operation.STORE_METRICS:
-        return pgwire.query(operation.value, [to_json(items)] if items else ())
+        return pgwire.one_row(operation.value, [to_json(items)] if items else ())
     columns = zip(ENCODERS, (*zip(*items, strict=True), unseen), strict=True)
-    return pgwire.query(operation.value, [encode(column) for encode, column in columns])
+    return pgwire.one_row(operation.value, [encode(column) for encode, column in columns])
 
 
 def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:
@@ -65,3 +66,9 @@ def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InterfaceError(f"the function's result is not understood: {type(error).__name__}: {error}") from error
     return found
+
+
+def execute_blocking(connection: Any, operation: Operation, items: Sequence[Any]) -> list[Outcome]:
+    """Do as Lane.execute on a connection of driver.connect, in its transaction. Raise pg8000's errors and OSError."""
+    request = statement(operation, items, [True] * len(items))
+    return outcomes(DatabaseSocket(connection).exchange([request], IDLE + IN_TRANSACTION), items)

@@ -103,12 +103,12 @@ def is_fatal(error: Exception) -> bool:
     return fields.get("V", fields.get("S")) in ("FATAL", "PANIC")  # V is never translated, and is sent since 9.6
 
 
-def query(sql: str, parameters: Sequence[bytes] = ()) -> Statement:
+def one_row(sql: str, parameters: Sequence[bytes] = ()) -> Statement:
     """A statement that returns exactly one row. The parameters are in the binary formats of their types."""
     return Statement(_messages(sql, parameters), PARSED + BOUND + ROW + COMPLETED)
 
 
-def command(sql: str) -> Statement:
+def no_rows(sql: str) -> Statement:
     """A statement that returns no row."""
     return Statement(_messages(sql, ()), PARSED + BOUND + COMPLETED)
 

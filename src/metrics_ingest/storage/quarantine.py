@@ -21,8 +21,7 @@ from metrics_ingest.errors import Fault, IngestError, RequestRefused
 from metrics_ingest.model import metric
 from metrics_ingest.model.validation import RepeatedFields
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.lane import execute_blocking
-from metrics_ingest.storage.operations import Operation
+from metrics_ingest.storage.operations import Operation, execute_blocking
 from metrics_ingest.storage.writer import writer
 
 PAYLOAD_BYTES = 8_192

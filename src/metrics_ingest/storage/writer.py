@@ -19,8 +19,9 @@ from metrics_ingest.errors import ConnectionLost, Overloaded, StoreUnavailable
 from metrics_ingest.logs import Tally
 from metrics_ingest.settings import settings
 from metrics_ingest.shutdown import shutdown_deadline
-from metrics_ingest.storage.lane import Lane, SeenSessions
+from metrics_ingest.storage.lane import Lane
 from metrics_ingest.storage.operations import Commit, Operation, Outcome
+from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_ITEMS_PER_FLUSH = 10_000  # when several requests are merged; a single one may hold more
 BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last one repeats, so recovery is noticed within half a second

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # it needs httptools, which is not installed on Windows
 EXTENSION = "metrics_ingest"  # in a request's scope (ASGI, "Extensions")
 
 
-def fast_path(scope: Scope) -> "TunedProtocol | None":
+def short_path(scope: Scope) -> "TunedProtocol | None":
     """Return the connection of a request, or None where another protocol serves it (SERVER=stock, h11, tests)."""
     extensions: dict[str, TunedProtocol] = scope.get("extensions", {})
     return extensions.get(EXTENSION)
