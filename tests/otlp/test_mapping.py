@@ -1,4 +1,4 @@
-"""What is stored for a record, why a record is refused, and what its sender is told."""
+"""What is stored for a record, why a record is refused, and what its sender is answered."""
 
 import json
 import time

@@ -1,10 +1,12 @@
 """Migrations: apply, roll back and apply again, on several PostgreSQL versions, two at once, and after a kill."""
 
+import inspect
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -29,6 +31,7 @@ UNION ALL SELECT 'constraint', conrelid::regclass || ' ' || conname || ' ' || pg
 UNION ALL SELECT 'function', oid::regprocedure || md5(prosrc) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
 ORDER BY 1, 2
 """
+ROOT = Path(__file__).parents[2]
 USER = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 DEBIAN = [path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))]
 embedded.utils.POSTGRES_VERSIONS.update({int(path.parent.name): path for path in DEBIAN})
@@ -285,3 +288,21 @@ def test_every_constraint_is_named_in_the_sql(database_url: str) -> None:
     )
     assert len(names) > 10
     assert [name for (name,) in names if name not in named] == []
+
+
+def test_shape_of_yoyo_is_the_one_that_the_migrator_uses() -> None:
+    look_at = """yoyo has changed, or its bound in pyproject.toml. What to look at (yoyo/backends/base.py):
+    - DatabaseBackend's other methods call `connect`, `lock` and `copy`; the last two are context managers;
+    - `apply_one` and `rollback_one` run a migration's steps and record it, without a commit of their own in between;
+    - `transaction` sends BEGIN by `begin`, on a connection in autocommit mode.
+    Then raise the bound."""
+    assert "yoyo-migrations>=9.0,<10" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    base = migrations.Migrator.__base__
+    parameters = {
+        name: list(inspect.signature(getattr(base, name)).parameters)[1:]
+        for name in ("connect", "lock", "copy", "apply_one", "rollback_one", "transaction")
+    }
+    assert parameters == {
+        "connect": ["dburi"], "lock": ["timeout"], "copy": [], "apply_one": ["migration", "force", "mark"],
+        "rollback_one": ["migration", "force"], "transaction": ["rollback_on_exit"],
+    }, look_at  # fmt: skip

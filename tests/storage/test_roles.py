@@ -239,7 +239,7 @@ def test_functions_are_not_hijacked(url: str, name: str) -> None:
     connection = connect(read_database({"DATABASE_URL": as_role(url, "metrics_writer")}), 30)
     try:
         for statement in HIJACKS[name].split(";\n" if "FUNCTION" in HIJACKS[name] else ";"):
-            with suppress(pg8000.native.DatabaseError):  # not allowed: so much the better
+            with suppress(pg8000.native.DatabaseError):  # not allowed: that is as good
                 connection.run(statement)
         connection.run(f"""SELECT register_users('[{{"user_id":"{user}","name":"Greg","email":null}}]')""")
         assert connection.run(ingesting(user)) == [[None]]

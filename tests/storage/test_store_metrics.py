@@ -106,15 +106,15 @@ REFUSED = [
 def test_registry_refuses_though_the_session_is_there(
     stack: Stack, metric: dict[str, Any], retired: str, metric_type: str, value: float, code: str
 ) -> None:
-    """What stands in the way then is the registry alone; and what goes along is stored, and told of as such."""
+    """Only the registry makes a metric invalid then; the others of the request are stored, and reported as stored."""
     assert stack.send(metric).status_code == 200
     wrong = {**metric, "metric_id": str(uuid4()), "metric_type": metric_type, "value": value}
     answer = stack.send(wrong)
     assert (answer.status_code, answer.json()["code"]) == (422, code)
     sound = [{**metric, "metric_id": str(uuid4())} for _ in range(2)]
-    told = stack.send_batch([sound[0], wrong, sound[1]]).json()
-    assert (told["stored"], told["duplicates"], told["rejected"]) == (2, 0, 1)
-    assert [(error["index"], error["code"]) for error in told["errors"]] == [(1, code)]
+    reported = stack.send_batch([sound[0], wrong, sound[1]]).json()
+    assert (reported["stored"], reported["duplicates"], reported["rejected"]) == (2, 0, 1)
+    assert [(error["index"], error["code"]) for error in reported["errors"]] == [(1, code)]
     assert len(stack.stored(metric["user_id"])) == 3
 
 

@@ -41,7 +41,7 @@ METRICS_BY_TYPE = """
     FROM metrics WHERE user_id = :user_id GROUP BY metric_type ORDER BY metric_type
 """
 UNDER_WAY = "SELECT FROM user_erasures WHERE user_id = :user_id"
-# From here on, the user's metrics are refused, and nothing that names the user is kept.
+# From here on, the user's metrics are rejected, and nothing that names the user is kept.
 BEGIN_ERASURE = """
     WITH begun AS (INSERT INTO user_erasures (user_id) VALUES (CAST(:user_id AS uuid)) ON CONFLICT DO NOTHING)
     INSERT INTO forgotten_users (user_digest) VALUES (sha256(uuid_send(CAST(:user_id AS uuid)))) ON CONFLICT DO NOTHING
@@ -111,7 +111,7 @@ def show_user(user_id: UUID, as_json: bool) -> None:
 def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
     """Erase a user with all sessions, metrics, summaries and rejected metrics; print how many of each.
 
-    From its start the user's metrics are refused, and what names the user is not kept. It ends with a count that shows
+    From its start the user's metrics are rejected, and what names the user is not kept. It ends with a count that shows
     that nothing is left. If it is interrupted, run it again: it continues. Backups, and partitions detached by
     `partitions maintain`, are not changed.
     """

@@ -55,8 +55,8 @@ class Client:
     ) -> None:
         """Make a client for the functions at `url`, such as `http://localhost:8000`. No request is made yet.
 
-        on_rejected: gets `code`, `field`, `detail` and `metric` of a metric that was refused. `metric` is None when the
-        whole request was, for example because of the key; the client then keeps its queue and sends no more.
+        on_rejected: gets `code`, `field`, `detail` and `metric` of a metric that was rejected. `metric` is None when
+        the whole request was refused, for example because of the key; the client then keeps its queue and stops.
         on_dropped: gets how many metrics were dropped, because more than `max_queue` waited (the oldest are dropped) or
         because `close` had no more time. Both log a warning by default; they are called in the client's thread, or in
         the one that called `record` or `close`.
@@ -232,7 +232,7 @@ class Client:
                 self._changed.wait(None if self._due == math.inf else self._due - now)
 
     def _settle(self, batch: list[Line], errors: list[dict[str, Any]]) -> None:
-        """Forget what was sent, and report once each metric of it that was refused."""
+        """Forget what was sent, and report once each metric of it that was rejected."""
         with self._changed:
             self._sending = []
             self._changed.notify_all()

@@ -186,7 +186,7 @@ def version_of(session: Session) -> str:
 
 
 def state_of(session: Session) -> tuple[str, Any]:
-    """What changes with the summaries and with every refused metric."""
+    """What changes with the summaries and with every rejected metric."""
     return version_of(session), session.row(NEWEST_REFUSED)["newest"]
 
 

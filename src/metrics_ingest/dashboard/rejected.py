@@ -24,7 +24,7 @@ REJECTED = """
 
 
 def plan(parameters: Parameters) -> Any:
-    """Return what reads one page of refused metrics."""
+    """Return what reads one page of rejected metrics."""
     as_csv = parameters.choice("format", ("json", "csv"), "json") == "csv"
     code = parameters.code()
     wanted = parameters.range(EVER)

@@ -100,7 +100,7 @@ class PubsubService(Service):
         super().__init__(name, _no_handler, memory=memory)
         self._store = store
 
-    async def _post(self, request: Request) -> Response:
+    async def _work(self, request: Request) -> Response:
         headers = combined(request.scope["headers"])
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)
         accepted_media_type(headers, (JSON,))
@@ -123,7 +123,7 @@ class PubsubService(Service):
             reservation.release()
         if rejected.faults:
             facts = {"function": self.function.name, "refused": len(rejected.faults), "key": caller}
-            logger.info("refused metrics of a message are acknowledged", extra={"facts": facts})
+            logger.info("rejected metrics of a message are acknowledged", extra={"facts": facts})
             await keep(self.function.name, caller, rejected, keyed=True)
         acknowledgement = Reply(204, b"")
         acknowledgement.raw_headers = []

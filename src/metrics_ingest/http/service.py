@@ -64,7 +64,8 @@ class Service:
             begin_process()
             if request.method != "OPTIONS" and not self.settings.api_keys:
                 check_origin(request.scope["headers"], self._cors)
-            response = await (self._post(request) if request.method == "POST" else self._other(request))
+            own = request.method in self.function.methods
+            response = await (self._work(request) if own else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
             if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
@@ -96,12 +97,14 @@ class Service:
             return await self._get(request)
         if request.method == "OPTIONS" and self._cors:
             return preflight()
+        methods = " or ".join(self.function.methods)
+        allowed = sorted(("GET", "HEAD", *self.function.methods, *(["OPTIONS"] if self._cors else [])))
         raise RequestRefused(
-            Fault("method_not_allowed", f"{request.method} is not served here; send a POST"),
-            headers={"Allow": "GET, HEAD, OPTIONS, POST" if self._cors else "GET, HEAD, POST"},
+            Fault("method_not_allowed", f"{request.method} is not served here; send a {methods}"),
+            headers={"Allow": ", ".join(allowed)},
         )
 
-    async def _post(self, request: Request) -> Response:
+    async def _work(self, request: Request) -> Response:
         headers = combined(request.scope["headers"])
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)  # in the scope for the log
         reservation = Reservation(self.memory)

@@ -1,4 +1,4 @@
-"""All that is changed in uvicorn and in the process, in one explicit call; and deadlines for slow clients.
+"""What is changed in uvicorn and the garbage collector, in one explicit call; and deadlines for slow clients.
 
 Importing this package, or any other of metrics_ingest, changes nothing.
 """
@@ -15,9 +15,9 @@ def install(server: str | None = None) -> None:
     The figures are from docs/benchmarks.md. With `server` "stock" (by default the setting SERVER) only the first change
     is made. The dashboard passes it, because it must start without the settings of those who write.
 
-    - A high garbage collection threshold, and gc.freeze at the first request. Reason: objects here are freed by
-      reference counting; cyclic collection only adds latency. Worth: a third less server CPU, p99 43 to 15 ms; 20 ms of
-      the start. Can go when CPython collects without traversing all requests in flight.
+    - A high garbage collection threshold, and gc.freeze at the first request (http/service.py). Reason:
+      objects here are freed by reference counting; cyclic collection only adds latency. Worth: a third less server CPU,
+      p99 43 to 15 ms; 20 ms of the start. Can go when CPython collects without traversing all requests in flight.
     - accepting.py: 16 connections are accepted per turn of the event loop. Reason: uvloop accepts one. Worth: p99 of
       1,000 connections at once 1.9 to 0.2 s. Can go when uvloop is built with libuv 1.45 or later.
     - protocol.py: a limit on the head of a request and on pipelined requests. Reason: uvicorn with httptools has
