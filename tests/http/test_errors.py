@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     *(({name: value}, "invalid_uuid", name) for name in ("user_id", "session_id", "metric_id") for value in NOT_A_UUID),
     ({"user_id": None}, "invalid_uuid", "user_id"),
     ({"user_id": NIL.replace("-", "")}, "invalid_uuid", "user_id"),
-    ({"user_id": str(uuid4())}, "unknown_user", "user_id"),
+    ({"user_id": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"}, "unknown_user", "user_id"),
     *(({"metric_type": odd}, "invalid_metric_type", "metric_type") for odd in ("", "T", "1st", "a" * 65, 7, None, "é")),
     ({"metric_type": "steps_taken"}, "unknown_metric_type", "metric_type"),
     *(({"value": odd}, "invalid_value", "value") for odd in NOT_A_NUMBER),

@@ -114,7 +114,9 @@ def test_function_without_keys_refuses_to_start_in_one_line(allow: dict[str, str
 
 
 @pytest.mark.parametrize(
-    "entries", ["mobile", "mobile:123", f"mobile:{'g' * 64}", f":{'a' * 64}", f"a b:{'a' * 64}", NEW]
+    "entries",
+    ["mobile", "mobile:123", f"mobile:{'g' * 64}", f":{'a' * 64}", f"a b:{'a' * 64}", NEW],
+    ids=["no digest", "short digest", "no digits", "no name", "a space", "the key itself"],
 )
 def test_api_keys_that_are_none_stop_the_start_and_are_not_repeated(entries: str) -> None:
     with pytest.raises(settings.BadSetting, match=r"^API_KEYS must be") as caught:
