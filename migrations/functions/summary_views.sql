@@ -45,13 +45,6 @@ CREATE OR REPLACE FUNCTION bucket_value(
     END
 $function$;
 
--- The same for several rows together, whose exact total is not known.
-CREATE OR REPLACE FUNCTION summary_value(
-    aggregation varchar, metric_count bigint, total float8, lowest float8, highest float8, true_count bigint, last_value float8
-) RETURNS float8 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $function$
-    SELECT bucket_value(aggregation, metric_count, total, lowest, highest, true_count, last_value, NULL)
-$function$;
-
 -- One row for each user, session and metric type.
 CREATE OR REPLACE VIEW session_type_summary AS
 SELECT user_id, session_id, metric_type, kind, unit, aggregation,

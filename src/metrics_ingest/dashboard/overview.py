@@ -16,14 +16,15 @@ MOST_REFUSED = 100_000  # counted by code, the newest first
 
 # One row for each type and hour, and for each type and the parts of hours at the ends of the range.
 HOURS = """
-        SELECT metric_type, metric_count, total, lowest, highest, true_count, last_at, last_value
+        SELECT metric_type, metric_count, exact_total, lowest, highest, true_count, last_at, last_value
         FROM type_hour_rollup
         WHERE hour >= CAST(:hours_start AS timestamptz) AND hour < CAST(:hours_end AS timestamptz)
 """
 END = """
         UNION ALL
-        SELECT metric_type, count(*), sum(value), min(value), max(value), count(*) FILTER (WHERE value <> 0),
-               max(timestamp), (array_agg(value ORDER BY timestamp DESC, value DESC))[1]
+        SELECT metric_type, count(*), sum(value::text::numeric), min(value), max(value),
+               count(*) FILTER (WHERE value <> 0), max(timestamp),
+               (array_agg(value ORDER BY timestamp DESC, value DESC))[1]
         FROM metrics
         WHERE timestamp >= CAST({start} AS timestamptz) AND timestamp < CAST({end} AS timestamptz)
         GROUP BY metric_type
@@ -32,15 +33,16 @@ ENDS = END.format(start=":start", end=":hours_start") + END.format(start=":hours
 TYPES = """
     WITH bucket AS ({buckets}),
     whole AS (
-        SELECT metric_type, sum(metric_count)::bigint AS metric_count, sum(total) AS total, min(lowest) AS lowest,
-               max(highest) AS highest, sum(true_count)::bigint AS true_count,
+        SELECT metric_type, sum(metric_count)::bigint AS metric_count, sum(exact_total) AS exact_total,
+               min(lowest) AS lowest, max(highest) AS highest, sum(true_count)::bigint AS true_count,
                (array_agg(last_value ORDER BY last_at DESC))[1] AS last_value
         FROM bucket
         GROUP BY metric_type
     )
     SELECT metric_type, kind, unit, aggregation, COALESCE(metric_count, 0) AS metrics,
            CASE WHEN metric_count > 0 THEN
-               summary_value(aggregation, metric_count, total, lowest, highest, true_count, last_value) END AS value,
+               bucket_value(aggregation, metric_count, nearest_float8(exact_total), lowest, highest, true_count,
+                            last_value, exact_total) END AS value,
            CASE WHEN kind = 'flag' THEN true_count::float8 / metric_count END AS share,
            lowest AS min_value, highest AS max_value
     FROM metric_types

@@ -15,22 +15,23 @@ LIMIT, MOST, MOST_CSV = 50, 1_000, 10_000
 # Users come by whole UTC days, which is what user_day_rollup has. A missing figure sorts last in both directions.
 USERS = """
     WITH day AS (
-        SELECT user_id, metric_type, metric_count, total, lowest, highest, true_count, last_at, last_value
+        SELECT user_id, metric_type, metric_count, exact_total, lowest, highest, true_count, last_at, last_value
         FROM user_day_rollup
         WHERE day >= CAST(:first_day AS date) AND day < CAST(:end_day AS date)
     ),
     activity AS (
         SELECT user_id, sum(metric_count)::bigint AS metrics, max(last_at) AS last_seen_at,
-               sum(total) FILTER (WHERE metric_type = 'talked_time') AS talked_time_s,
-               sum(total) FILTER (WHERE metric_type = 'voice_sentiment')
-                   / sum(metric_count) FILTER (WHERE metric_type = 'voice_sentiment')::float8 AS mean_sentiment,
-               summary_value(:aggregation,
+               nearest_float8(sum(exact_total) FILTER (WHERE metric_type = 'talked_time')) AS talked_time_s,
+               nearest_float8(sum(exact_total) FILTER (WHERE metric_type = 'voice_sentiment')
+                   / sum(metric_count) FILTER (WHERE metric_type = 'voice_sentiment')) AS mean_sentiment,
+               bucket_value(:aggregation,
                    sum(metric_count) FILTER (WHERE metric_type = :metric_type)::bigint,
-                   sum(total) FILTER (WHERE metric_type = :metric_type),
+                   nearest_float8(sum(exact_total) FILTER (WHERE metric_type = :metric_type)),
                    min(lowest) FILTER (WHERE metric_type = :metric_type),
                    max(highest) FILTER (WHERE metric_type = :metric_type),
                    sum(true_count) FILTER (WHERE metric_type = :metric_type)::bigint,
-                   (array_agg(last_value ORDER BY last_at DESC) FILTER (WHERE metric_type = :metric_type))[1]) AS value
+                   (array_agg(last_value ORDER BY last_at DESC) FILTER (WHERE metric_type = :metric_type))[1],
+                   sum(exact_total) FILTER (WHERE metric_type = :metric_type)) AS value
         FROM day
         GROUP BY user_id
         HAVING CAST(:metric_type AS text) IS NULL OR bool_or(metric_type = :metric_type)

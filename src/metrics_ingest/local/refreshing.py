@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pg8000.exceptions
 
+from metrics_ingest.admin.summaries import refresh
 from metrics_ingest.settings import Database
 from metrics_ingest.storage.driver import connect, reason_of
 
@@ -55,7 +56,7 @@ class Refresher:
         try:
             connection = connect(self._database, TIMEOUT_S)
             try:
-                connection.run("SELECT refresh_summaries()")
+                refresh(connection)
             finally:
                 connection.close()
         except (pg8000.exceptions.Error, OSError) as error:
