@@ -1,4 +1,4 @@
-"""Everything at once, at random: ingestion, late data, maintenance, refreshes, erasures, exports, dumps, power failures.
+"""Everything at once, at random: ingestion, late data, maintenance, refreshes, erasures, exports, dumps, kills.
 
 What was acknowledged is the model; what the database has, and each export that succeeds, is compared with it. The seed
 is printed; EVERYTHING_S is how long it runs.
