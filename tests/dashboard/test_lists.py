@@ -56,8 +56,8 @@ def test_missing_figure_is_last_in_both_directions_and_on_its_page(board: Board)
         board.sql("INSERT INTO users (user_id, name) VALUES (CAST(:u AS uuid), 'Late')", u=user.format(number))
         kind = "voice_sentiment" if number < 12 else "talked_time"
         board.sql(
-            "INSERT INTO user_day_rollup SELECT CAST(:u AS uuid), '2025-01-01', :t, 1, CAST(:v AS float8), 1, 1, 1, now(), 1,"
-            " now(), 1, CAST(:v AS float8)::text::numeric",
+            "INSERT INTO user_day_rollup SELECT CAST(:u AS uuid), '2025-01-01', :t, 1, CAST(:v AS float8),"
+            " 1, 1, 1, now(), 1, now(), 1, CAST(:v AS float8)::text::numeric",
             u=user.format(number), t=kind, v=number / 20,
         )  # fmt: skip
     bounds = {"start": "2025-01-01T00:00:00Z", "end": "2025-01-02T00:00:00Z"}
