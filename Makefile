@@ -32,8 +32,9 @@ demo: install ## Fill a running `make run` with two weeks of realistic data [POR
 screenshots: install ## Take the pictures of the documentation anew, with an installed Chromium
 	@$(BIN)/python tools/screenshots.py
 
-test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS="-m 'not slow'" for the quick ones]
-	@$(BIN)/python -m pytest $(ARGS)
+WORKERS ?= 4
+test: install ## Run the tests, on a real PostgreSQL and real processes [ARGS="-m 'not slow'" for the quick ones] [WORKERS=4]
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: install ## Check lint rules, formatting, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from metrics_ingest.settings import settings
 from support import metrics
+from support.alone import turn
 from support.chromium import chromium
 from support.console import Console
 from support.mortal import Mortal
@@ -35,12 +36,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Let tests without a browser run event loops of their own: playwright's counts as running until it is closed."""
+    """Run tests marked `alone` while no other test runs. Let tests without a browser run event loops of their own.
+
+    Playwright's event loop counts as running until it is closed.
+    """
     foreign = None if "playwright" in getattr(item, "fixturenames", ()) else asyncio._get_running_loop()
     if foreign:
         asyncio._set_running_loop(None)
     try:
-        return (yield)
+        with turn(alone=item.get_closest_marker("alone") is not None):
+            return (yield)
     finally:
         if foreign:
             asyncio._set_running_loop(foreign)

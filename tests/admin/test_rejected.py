@@ -255,6 +255,7 @@ def test_setting_turns_it_off(console: Console, serve: Callable[..., Server]) ->
     assert console.sql("SELECT count(*) FROM rejected_metrics") == [[0]]
 
 
+@pytest.mark.alone
 def test_answer_is_the_same_when_nothing_can_be_kept(console: Console, serve: Callable[..., Server]) -> None:
     """Behind a lock, and without the function: a refusal waits a moment, and what is right is stored meanwhile."""
     user = console.user()

@@ -42,6 +42,7 @@ def test_metrics_are_sent_together_after_flush_s_or_when_a_batch_is_full(proxy: 
     assert [len(request.lines) for request in proxy.requests] == [2, 5]
 
 
+@pytest.mark.alone
 def test_recording_does_not_wait_for_the_network(proxy: RecordingProxy, user: User) -> None:
     proxy.troubles = [stalled(1)]
     with Client(proxy.url, user_id=user.id, max_batch=1) as client:

@@ -121,6 +121,7 @@ def test_every_transaction_is_read_only_and_bounded(board: Board) -> None:
     reader._executor.shutdown()
 
 
+@pytest.mark.alone
 def test_long_query_is_cancelled_and_the_reply_says_so(board: Board, serve: Serve) -> None:
     """A lock that nobody gives back stands for a query that takes too long."""
     server = serve("dashboard", board.database_url)

@@ -1,5 +1,6 @@
 """Lists: pages that neither skip nor repeat, order, search, and what a parameter may be."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from dashboard.conftest import Board
 from dashboard.data import DAY, FORMULA, HOSTILE, get, read
 from support.problems import check_problem
+from support.processes import Server
 
 WEEK = {"start": DAY.isoformat(), "end": (DAY + timedelta(days=7)).isoformat()}
 ORDERS = [sign + name for name in ("name", "talk_time", "sessions", "sentiment", "metrics", "last_seen", "value")
@@ -49,8 +51,11 @@ def test_users_are_in_the_order_that_was_asked_for(board: Board) -> None:
     assert names[::-1] == [user["name"].lower() for user in read(board.server, "users", **WEEK, order="-name")["users"]]
 
 
-def test_missing_figure_is_last_in_both_directions_and_on_its_page(board: Board) -> None:
+def test_missing_figure_is_last_in_both_directions_and_on_its_page(
+    database_url: str, serve: Callable[..., Server]
+) -> None:
     """Users without a sentiment, on a day of which nobody else is asked for."""
+    board = Board(serve("dashboard", database_url), database_url)
     user = "00000000-0000-4000-8000-0000000000{}"
     for number in range(10, 14):
         board.sql("INSERT INTO users (user_id, name) VALUES (CAST(:u AS uuid), 'Late')", u=user.format(number))

@@ -101,6 +101,7 @@ SMALL_AND_COSTLY = {
 }  # fmt: skip
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", SMALL_AND_COSTLY)
 def test_a_batch_does_not_hold_the_loop(library: None, name: str) -> None:
     """A heartbeat in the same loop sees the longest pause; the bound is twice the goal, for a busy machine."""

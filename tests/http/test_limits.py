@@ -190,6 +190,7 @@ def test_broken_gzip_is_malformed(packed: bytes, reason: str) -> None:
     assert caught.value.code == "malformed_json"
 
 
+@pytest.mark.alone
 def test_members_are_one_body_and_cost_linear_time() -> None:
     parts = [b'{"a":', b"", b"1}"]
     assert gunzip(b"".join(map(gzip.compress, parts)), 100) == b'{"a":1}'
@@ -230,6 +231,7 @@ def test_client_that_disconnects_in_its_body_never_reaches_the_handler(library: 
     assert (answer.status_code, json.loads(answer.body)["detail"]) == (400, "the body ended too early")
 
 
+@pytest.mark.alone
 def test_one_deadline_is_for_all_parts_of_a_body(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     async def handler(body: bytes, headers: Any) -> Reply:
         raise AssertionError
@@ -249,6 +251,7 @@ def test_one_deadline_is_for_all_parts_of_a_body(library: None, monkeypatch: pyt
     assert 0.95 < time.monotonic() - start < 1.6
 
 
+@pytest.mark.alone
 def test_repeated_header_fields_cost_linear_time() -> None:
     raw = [(b"h%d" % number, b"1") for number in range(20_000)]
     start = time.monotonic()

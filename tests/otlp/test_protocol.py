@@ -183,6 +183,7 @@ def test_page_of_a_listed_origin_may_post(database_url: str, serve: Callable[...
         assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauge", "histogram"])
 def test_without_the_database_the_reply_is_503_after_four_seconds(mortal: Mortal, kind: str) -> None:

@@ -285,7 +285,7 @@ def test_password_is_in_no_log(server: TlsPostgres, serve: Callable[..., Server]
         f"postgresql://alice:{quote(wrong, safe='')}@127.0.0.1:{free_port()}/d",
     ):
         command = CliRunner().invoke(cli.main, ["migrate"], env={"DATABASE_URL": url})
-        assert command.exit_code == 1
+        assert command.exit_code == 3
         assert command.output.startswith("Error: cannot migrate: ")
         told.append(command.output)
     function = serve("users", server.url(password=wrong), WRITE_TIMEOUT_S="0.5", LOG_LEVEL="DEBUG")

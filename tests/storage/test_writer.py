@@ -111,9 +111,9 @@ def test_hung_lane_holds_up_nothing_but_itself() -> None:
         first = asyncio.ensure_future(subject.write(Operation.STORE_METRICS, ["a"]))
         await asyncio.sleep(0.1)
         for item in range(20):
-            assert await asyncio.wait_for(subject.write(Operation.STORE_METRICS, [item]), 0.1) == []
+            assert await asyncio.wait_for(subject.write(Operation.STORE_METRICS, [item]), 0.4) == []
         with pytest.raises(StoreUnavailable):
-            await asyncio.wait_for(first, 1)
+            await asyncio.wait_for(first, 5)
         hung.gate.set()
 
     run(test)

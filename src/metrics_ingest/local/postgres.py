@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ with warnings.catch_warnings():
 
 LOCAL = Path(".local")
 DATABASE = "metrics_db"
+STOP_S = 30.0
 
 
 class AlreadyRunning(Exception):
@@ -39,6 +41,7 @@ def run_server(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[st
     if not lock.acquire(blocking=False):
         raise AlreadyRunning(f"another process uses the database in {directory}")
     try:
+        _wait_while_it_stops(directory / "data")
         # Without cleanup_mode, because the lock above decides who may stop the server, not the package's list of users.
         server = get_server(directory / "data", cleanup_mode=None)
         try:
@@ -47,6 +50,16 @@ def run_server(directory: Path = LOCAL, database: str = DATABASE) -> Iterator[st
             server.stop()
     finally:
         lock.release()
+
+
+def _wait_while_it_stops(data: Path) -> None:
+    """Wait until a server that an earlier process has left starting or stopping is up or ended, at most STOP_S."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        info = utils.PostmasterInfo.read_from_pgdata(data)
+        if info is None or not info.is_running() or info.status == "ready":
+            return
+        time.sleep(0.1)
 
 
 def url_of(server: Any, database: str) -> str:
