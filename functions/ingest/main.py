@@ -26,7 +26,7 @@ async def store_one(body: bytes, headers: Headers) -> Reply:
     report = await store(batch.parse_one(body, idempotency_key(headers)))
     if report.faults:
         raise RequestRefused(*report.faults[0])
-    fields = [(b"metric-id", str(report.metric_ids[0]).encode())]
+    fields = [(b"metric-id", report.metric_id.encode())]
     if report.duplicates:
         fields.append((b"idempotent-replayed", b"true"))
     return Reply(200, b'{"message":"Metric stored successfully!"}', fields)

@@ -88,6 +88,7 @@ def test_without_indexeddb_and_locks_metrics_are_sent_from_memory(scene: Scene) 
     eventually(lambda: scene.user.values[-1] == 11)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("days", [3, -3])
 @pytest.mark.parametrize("reload", [False, True])
 def test_a_clock_that_is_days_wrong_is_corrected(scene: Scene, days: int, reload: bool) -> None:

@@ -23,6 +23,7 @@ def load_ms(name: str) -> float:
     return 1_000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_start_takes_at_most_60_ms_more_than_that_of_ingest() -> None:
     times = [(load_ms("ingest"), load_ms("ingest_otlp")) for _ in range(6)]

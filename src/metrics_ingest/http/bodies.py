@@ -66,9 +66,10 @@ class Reservation:
 
     def release(self) -> None:
         """Give all bytes back."""
-        self.arrived()
-        self.memory.free += self.size
-        self.size = 0
+        if self.size:
+            self.arrived()
+            self.memory.free += self.size
+            self.size = 0
 
 
 async def read_body(request: Request, headers: Headers, limit: int, reservation: Reservation) -> bytes:

@@ -1,7 +1,7 @@
 """CORS: which web pages may send requests and read the replies (the Fetch standard, "CORS protocol")."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from starlette.responses import Response
 
@@ -53,13 +53,12 @@ class Cors:
         return [VARY, (b"access-control-allow-origin", origin), CREDENTIALS, EXPOSED]
 
 
-def check_origin(raw: Sequence[tuple[bytes, bytes]], cors: Cors | None) -> None:
+def check_origin(headers: Mapping[bytes, bytes], cors: Cors | None) -> None:
     """Raise RequestRefused (forbidden_origin) for a request of a page that is neither the server's own nor listed.
 
     This is for functions without keys. There any page that a user visits could write to a function that only the user
     can reach, because a browser asks for permission (CORS) only before some requests, and before no simple one.
     """
-    headers = dict(raw)
     origin = headers.get(b"origin", b"").lower()
     if not origin or (cors and cors.allows(origin)):
         return

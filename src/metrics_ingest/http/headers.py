@@ -29,8 +29,8 @@ def media_type(headers: Headers) -> bytes:
 
 def accepted_media_type(headers: Headers, accepted: Sequence[bytes]) -> bytes:
     """Return the body's media type. Raise RequestRefused (unsupported_media_type) if it is not one of `accepted`."""
-    sent = media_type(headers)
-    if sent not in accepted:
+    sent = headers.get(b"content-type", JSON)
+    if sent not in accepted and (sent := media_type(headers)) not in accepted:
         wanted = " or ".join(name.decode() for name in accepted)
         raise RequestRefused(Fault("unsupported_media_type", f"send {wanted}, not {excerpt(sent.decode('latin-1'))}"))
     return sent
@@ -38,7 +38,9 @@ def accepted_media_type(headers: Headers, accepted: Sequence[bytes]) -> bytes:
 
 def is_gzip(headers: Headers) -> bool:
     """Return whether the body is gzip. Raise RequestRefused (unsupported_encoding) if it is neither gzip nor plain."""
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if b"content-encoding" not in headers:
+        return False
+    encoding = headers[b"content-encoding"].strip().lower()
     if encoding not in (b"identity", b"gzip", b"x-gzip"):
         detail = f"send the body as it is or as gzip, not as {excerpt(encoding.decode('latin-1'))}"
         raise RequestRefused(Fault("unsupported_encoding", detail), headers={"Accept-Encoding": "gzip, identity"})

@@ -20,7 +20,7 @@ from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import Memory, Reservation, check_structure, gunzip, read_body
 from metrics_ingest.http.functions import JSON, NDJSON, NDJSON_ALIASES
-from metrics_ingest.http.headers import Headers, accepted_media_type, combined
+from metrics_ingest.http.headers import Headers, accepted_media_type
 from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model.validation import parse_json
@@ -100,8 +100,7 @@ class PubsubService(Service):
         super().__init__(name, _no_handler, memory=memory)
         self._store = store
 
-    async def _work(self, request: Request) -> Response:
-        headers = combined(request.scope["headers"])
+    async def _work(self, request: Request, headers: Headers) -> Response:
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)
         accepted_media_type(headers, (JSON,))
         limit = self.settings.max_body_bytes

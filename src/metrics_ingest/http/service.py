@@ -62,10 +62,12 @@ class Service:
         """Reply to any request. Raise nothing, because functions-framework would reply in a form of its own."""
         try:
             begin_process()
-            if request.method != "OPTIONS" and not self.settings.api_keys:
-                check_origin(request.scope["headers"], self._cors)
-            own = request.method in self.function.methods
-            response = await (self._work(request) if own else self._other(request))
+            method = request.scope["method"]
+            headers = combined(request.scope["headers"])
+            if not self.settings.api_keys and method != "OPTIONS":
+                check_origin(headers, self._cors)
+            own = method in self.function.methods
+            response = await (self._work(request, headers) if own else self._other(request))
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
             if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
@@ -73,15 +75,14 @@ class Service:
             response = self._error_reply(request, error)
         if not request.scope.get("body_is_read") and short_path(request.scope) is None and _has_body(request):
             response.raw_headers.append((b"connection", b"close"))  # else uvicorn would read all of it
-        self._reserve(response)
+        if len(response.body) > LARGE_REPLY and isinstance(response, Reply):
+            self._reserve(response)
         if self._cors:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
         return response
 
-    def _reserve(self, response: Response) -> None:
+    def _reserve(self, response: Reply) -> None:
         """Count a large reply until the client has read it; without free memory for it, send a shorter one."""
-        if not isinstance(response, Reply) or len(response.body) <= LARGE_REPLY:
-            return
         if len(response.body) > self._free_for_replies and response.shorter:
             response.replace_body(response.shorter)
         size = len(response.body)
@@ -104,8 +105,7 @@ class Service:
             headers={"Allow": ", ".join(allowed)},
         )
 
-    async def _work(self, request: Request) -> Response:
-        headers = combined(request.scope["headers"])
+    async def _work(self, request: Request, headers: Headers) -> Response:
         caller = request.scope["caller"] = authenticate(headers, self.settings.api_keys)  # in the scope for the log
         reservation = Reservation(self.memory)
         try:

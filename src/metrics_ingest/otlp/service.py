@@ -34,11 +34,11 @@ class OtlpService(Service):
         first = cls(name, Signal.NONE, handler)
         return {signal: cls(name, signal, handler, first.memory) for signal in Signal}
 
-    async def _work(self, request: Request) -> Response:
+    async def _work(self, request: Request, headers: Headers) -> Response:
         if self._signal is Signal.NONE:
             detail = f"{excerpt(request.scope['path'])} is not served: send metrics to v1/metrics and logs to v1/logs"
             raise RequestRefused(Fault("not_found", detail))
-        return await super()._work(request)
+        return await super()._work(request, headers)
 
     async def _read(self, request: Request, headers: Headers, reservation: Reservation) -> bytes:
         accepted_media_type(headers, self.function.media_types)

@@ -8,7 +8,7 @@ is sent in one write. Wherever one of these is not possible, uvicorn's own way i
 
 import logging
 import random
-from asyncio import TimerHandle
+from asyncio import TimerHandle, Transport
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -40,6 +40,11 @@ class TunedProtocol(HttpToolsProtocol):
     _refusal: bytes | None = None  # the last reply of this connection, to what is not HTTP; after it nothing is read
     _patience_s = STALLED_S
     _stalled: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Serve the function without the layers around it."""
+        super().connection_made(transport)
+        self.app = without_middleware(self.app)
 
     def data_received(self, data: bytes) -> None:
         """Parse `data`. What is not HTTP, and a head larger than HEAD_BYTES, is refused after all earlier requests."""
@@ -85,7 +90,6 @@ class TunedProtocol(HttpToolsProtocol):
             raise ValueError
         if self.url == b"*":  # of OPTIONS (RFC 9112, section 3.2.4), which uvicorn cannot parse
             self.url = b"/"
-        self.app = without_middleware(self.config.loaded_app)
         if EXECUTION_ID not in dict(self.headers):  # the middleware would add it; the function's log lines hold it
             self.headers.append((EXECUTION_ID, b"%012x" % random.getrandbits(48)))  # seeded anew after a fork
         super().on_headers_complete()
