@@ -24,7 +24,12 @@ COPY functions /app/functions
 # Nothing can write bytecode at run time: the user is not root. "unchecked": the sources of an image do not change.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 
-FROM python:3.13-slim
+# What `metrics-ingest load` needs more than the functions: the extra `cli`.
+FROM build AS build-cli
+RUN sed -n '/^\(requests\|urllib3\|idna\|certifi\|charset-normalizer\)==/,/[^\\]$/p' requirements-dev.lock > cli.lock \
+ && pip --python /app/venv/bin/python install --require-hashes --no-deps -r cli.lock
+
+FROM python:3.13-slim AS functions
 # The base image comes without the standard library's bytecode, and a start would compile what it imports each time.
 RUN python -m compileall -q --invalidation-mode unchecked-hash -x '/(site-packages|idlelib|tkinter|test|ensurepip|lib2to3)/' \
     /usr/local/lib/python3.13 \
@@ -40,3 +45,13 @@ EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PORT'], timeout=2)"]
 CMD ["functions-framework"]
+
+# docker build --target cli: the same with all commands of `metrics-ingest`.
+FROM functions AS cli
+COPY --from=build-cli /app/venv /app/venv
+HEALTHCHECK NONE
+ENTRYPOINT ["metrics-ingest"]
+CMD ["--help"]
+
+# The default: without a --target the last stage is built.
+FROM functions

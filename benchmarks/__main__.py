@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,23 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.chart import draw
+from benchmarks.database import Postgres
+from benchmarks.direct import COPY_ROWS, copy, pgbench
+from benchmarks.loads import DIRECT, LOADS, SINGLE, START, Load
+from benchmarks.report import machine, panels, render
+from benchmarks.servers import ROOT, SERVERS, check_validation, cpu_times, start
 
-from benchmarks.database import COLUMNS, Postgres
-from benchmarks.report import machine, render
-from benchmarks.servers import ROOT, SERVERS, check_validation, cpu_seconds, start
-
-COPY_ROWS = 10_000  # in a file, and so in a transaction
-SINGLE, BATCH = "ingest", "ingest_batch"
-STACKS = ("ours", "fastapi", "fastapi-tx", "flask", "fastify-postgres", "fastify-pg", "sync")
-BULK = ("ours", "fastapi", "fastify-postgres")
-# name: (function, connections, metrics in a request or 0, servers)
-LOADS = {
-    "single": (SINGLE, 64, 0, (*STACKS, "empty", "ours-w2", "fastapi-w2", "fastify-postgres-w2")),
-    "lone": (SINGLE, 1, 0, (*STACKS, "empty")),
-    "batch": (BATCH, 4, 1000, (*BULK, "ours-otlp", "copy", "copy-2", "ours-w2", "fastapi-w2", "fastify-postgres-w2")),
-    "crowd": (SINGLE, 1000, 0, (*BULK, "ours-w2")),
-}
+BODIES = 64  # of batches of 1,000, in load.lua
+GROWN_BYTES, SPARE_BYTES = 320, 25e9  # a stored metric with its keys and session; WAL, and the other databases
 Run = dict[str, Any]
 
 
@@ -40,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10, help="of measuring in each run (%(default)s)")
     parser.add_argument("--warmup", type=float, default=2, help="seconds of load before it (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="A B A B …: how often each is measured (%(default)s)")
-    names = ", ".join((*SERVERS, "copy", "copy-2"))
+    names = ", ".join((*SERVERS, *DIRECT))
     parser.add_argument("--only", type=_list, help=f"of {names}; and NAME-wN, with N processes, where listed")
     parser.add_argument("--workloads", type=_list, default=[*LOADS, "start"], help="of %(default)s")
     parser.add_argument("--growth", type=_list, nargs="?", const=["0", "1", "5", "20"], default=[], metavar="MILLIONS",
@@ -48,8 +38,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=1000, help="registered users (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="JSON", help="(benchmarks/results/<time>.json)")
     parser.add_argument("--report", type=Path, metavar="JSON", help="only print the tables of an earlier run")
+    parser.add_argument("--chart", type=Path, metavar="SVG", help="with --report: also draw the chart of that run")
     options = parser.parse_args()
-    known = {*STACKS, "empty", *(name for *_, candidates in LOADS.values() for name in candidates)}
+    known = {*START, *(name for load in LOADS.values() for name in load.servers)}
     unknown = {*(options.only or ())} - known | {*options.workloads} - {*LOADS, "start"}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
@@ -75,33 +66,38 @@ class Benchmark:
     def run(self) -> None:
         for workload in self.options.workloads:
             if workload == "start":
-                names = self._chosen((*STACKS, "empty", "ours-otlp"))
-                self._rounds(workload, {name: partial(self._start, name) for name in names}, times=3)
+                self._rounds(workload, {name: partial(self._start, name) for name in self._chosen(START)}, times=3)
             else:
-                function, connections, size, candidates = LOADS[workload]
-                names = self._chosen(candidates)
-                if any(name.startswith("copy") for name in names):
-                    files = max(2, round(self.options.seconds * 80_000 / COPY_ROWS))
-                    self.copy_files = self.postgres.write_copy_files(files, COPY_ROWS)
-                self._rounds(workload, {
-                    name: partial(self._copy, name) if name.startswith("copy")
-                    else partial(self._load, name, function, connections, size)
-                    for name in names
-                })  # fmt: skip
+                load = LOADS[workload]
+                self._rounds(workload, {name: self._measure(name, load) for name in self._chosen(load.servers)})
         if self.options.growth:
             self._growth()
+
+    def _measure(self, name: str, load: Load) -> Callable[[], Run]:
+        """What measures this one once."""
+        if name == "pgbench":
+            return partial(pgbench, self.postgres, load.connections, self.options.warmup, self.options.seconds)
+        if name in DIRECT:
+            if not self.copy_files:
+                files = max(2, round(self.options.seconds * 80_000 / COPY_ROWS))
+                self.copy_files = self.postgres.write_copy_files(files, COPY_ROWS)
+            return partial(copy, self.postgres, self.copy_files, 2 if name == "copy-2" else 1)
+        return partial(self._load, name, load)
 
     def _growth(self) -> None:
         databases = {}
         for millions in map(float, self.options.growth):
+            needed = millions * 1e6 * GROWN_BYTES
+            if shutil.disk_usage(ROOT / ".local").free < needed + SPARE_BYTES:
+                self.skipped[f"{millions:g} million stored"] = f"the disk has less than {needed / 1e9:.0f} GB to spare"
+                continue
             begun = time.perf_counter()
             databases[f"ours, {millions:g} million stored"] = self.postgres.grow(millions)
             print(f"{millions:g} million metrics made in {time.perf_counter() - begun:.0f} s", flush=True)
         for workload in ("single", "batch"):
             if workload in self.options.workloads and self._chosen(("ours",)):
-                function, connections, size, _ = LOADS[workload]
                 measures = {
-                    title: partial(self._load, "ours", function, connections, size, database)
+                    title: partial(self._load, "ours", LOADS[workload], database)
                     for title, database in databases.items()
                 }
                 self._rounds(f"growth-{workload}", measures)
@@ -132,20 +128,26 @@ class Benchmark:
         with start(name, SINGLE, self.postgres) as process:
             return {"start_ms": process.start_ms}
 
-    def _load(self, name: str, function: str, connections: int, size: int, database: str | None = None) -> Run:
+    def _load(self, name: str, load: Load, database: str | None = None) -> Run:
         server = SERVERS[name.partition("-w")[0]]
         database = database or server.database
         if database:
             self.postgres.clear(database)
-        with start(name, function, self.postgres, database) as process:
+        with start(name, load.function, self.postgres, database) as process:
             if database:
                 check_validation(process, self.postgres)
             since = time.time()
-            warm = self._wrk(self.options.warmup, connections, process.port, process.path, size)
-            before = self._cpu(process.pid)
-            result = self._wrk(self.options.seconds, connections, process.port, process.path, size)
-            cpu = [after - start for start, after in zip(before, self._cpu(process.pid), strict=True)]
-        metrics = (result["requests"] - result["refused"]) * (size or 1)
+            send = partial(self._wrk, load, process.port, process.path, since=int(since))
+            warm = send(self.options.warmup)
+            if load.retried and database:
+                while self.postgres.count(database, since) < BODIES * load.size:
+                    warm = send(1)
+                    assert not warm["refused"], f"{name} refused what it was sent again"
+            before = cpu_times(process.pid, self.postgres)
+            result = send(self.options.seconds)
+            cpu = [after - start for start, after in zip(before, cpu_times(process.pid, self.postgres), strict=True)]
+        size = load.size or 1
+        metrics = (result["requests"] - result["refused"]) * size
         server_us, postgres_us, load_us = (1e6 * seconds / max(metrics, 1) for seconds in cpu[:3])
         run = {
             "requests_per_s": result["requests"] / result["seconds"],
@@ -154,6 +156,7 @@ class Benchmark:
             "p99_ms": result["p99_ms"],
             "server_us": server_us,
             "postgres_us": postgres_us if database else None,
+            "cpu_us": server_us + postgres_us if database else None,
             "load_us": load_us,
             "others": max(0.0, cpu[3] - sum(cpu[:3])) / result["seconds"],
             "memory_mib": process.memory / 2**20,
@@ -161,59 +164,26 @@ class Benchmark:
             "errors": result["refused"] + result["lost"] + warm["refused"] + warm["lost"],
         }
         if database:
-            promised = metrics + (warm["requests"] - warm["refused"]) * (size or 1)
+            promised = metrics + (warm["requests"] - warm["refused"]) * size
             stored = self.postgres.count(database, since)
-            # wrk hangs up at the end: what was on its way then may be stored without its answer having been counted.
-            unanswered = 2 * connections * (size or 1) + run["errors"] * (size or 1)
-            assert promised <= stored <= promised + unanswered, f"{name}: {promised} promised, {stored} stored"
+            # wrk disconnects at the end: what was in flight then may be stored without its reply having been counted.
+            most = promised + 2 * load.connections * size + run["errors"] * size
+            if load.retried:
+                promised = most = BODIES * size
+            assert promised <= stored <= most, f"{name}: {promised} promised, {stored} stored"
             run |= {"promised": promised, "stored": stored}
         return run
 
-    def _cpu(self, pid: int) -> tuple[float, ...]:
-        """CPU seconds so far: the server's, PostgreSQL's, the load generator's and the whole machine's."""
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that have ended: in a run, only wrk
-        machine_times = psutil.cpu_times()
-        busy = sum(machine_times[:8]) - machine_times.idle - machine_times.iowait
-        return cpu_seconds(pid), cpu_seconds(self.postgres.pid), usage.ru_utime + usage.ru_stime, busy
-
-    def _wrk(self, seconds: float, connections: int, port: int, path: str, size: int) -> Run:
+    def _wrk(self, load: Load, port: int, path: str, seconds: float, since: int) -> Run:
+        again = [str(since)] if load.retried else []
+        duration = f"{max(1, round(seconds))}s"
         output = subprocess.run(
-            ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s",
+            ["wrk", "--threads", "1", "--connections", str(load.connections), "--duration", duration,
              "--timeout", "30s", "--script", "benchmarks/load.lua",
-             f"http://127.0.0.1:{port}", "--", self.users, path, str(size)],
+             f"http://127.0.0.1:{port}", "--", self.users, path, str(load.size), *again],
             cwd=ROOT, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         return dict(json.loads(output.splitlines()[-1]))
-
-    def _copy(self, name: str) -> Run:
-        """COPY of ready text by psql into our very table, by one psql or by two at once."""
-        self.postgres.clear("ours")
-        self.postgres.add_copy_sessions()
-        parallel = 2 if name == "copy-2" else 1
-        since = time.time()
-        cpu = cpu_seconds(self.postgres.pid)
-        begun = time.perf_counter()
-        loaders = []
-        for number in range(parallel):
-            files = self.copy_files[number::parallel]
-            commands = [rf"--command=\copy metrics ({COLUMNS}) from '{path}'" for path in files]
-            loaders.append(subprocess.Popen(
-                [self.postgres.bin / "psql", "-q", "-X", "-v", "ON_ERROR_STOP=1", *commands],
-                env={**os.environ, **self.postgres.environment("ours")},
-            ))  # fmt: skip
-        failed = sum(loader.wait() for loader in loaders)
-        seconds = time.perf_counter() - begun
-        rows = COPY_ROWS * len(self.copy_files)
-        stored = self.postgres.count("ours", since)
-        assert not failed, f"{name}: psql failed"
-        assert stored == rows, f"{name}: {rows} sent, {stored} stored"
-        return {
-            "rows_per_s": rows / seconds,
-            "postgres_us": 1e6 * (cpu_seconds(self.postgres.pid) - cpu) / rows,
-            "connections": parallel,
-            "errors": 0,
-            "stored": stored,
-        }
 
 
 def _rounded(value: object) -> object:
@@ -223,7 +193,10 @@ def _rounded(value: object) -> object:
 def main() -> None:
     options = arguments()
     if options.report:
-        print(render(json.loads(options.report.read_text())))
+        document = json.loads(options.report.read_text())
+        print(render(document))
+        if options.chart:
+            options.chart.write_text(draw(panels(document)))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     if shutil.which("wrk") is None:

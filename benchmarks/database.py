@@ -1,5 +1,6 @@
 """A PostgreSQL of the benchmark's own, durable as in production: fsync and synchronous_commit on."""
 
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,9 @@ SETTINGS = {
     "timezone": "UTC",
 }
 COLUMNS = "user_id, timestamp, metric_id, session_id, metric_type, value"
+KINDS = "ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment']"
+# The id of a user by number, so that pgbench needs no look-up: an MD5 in the form of a UUID of version 3.
+USER_ID = "overlay(overlay(md5('user ' || {number}) PLACING '3' FROM 13) PLACING '8' FROM 17)::uuid"
 # The last 90 days, a session a user and day.
 PAST_SESSIONS = """
 DO $$
@@ -48,24 +52,30 @@ PAST_METRICS = """
 SET session_replication_role = replica;  -- the foreign keys hold by construction; checking each row would take minutes
 INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value, received_at)
 SELECT user_id, moment, gen_random_uuid(), session_id,
-       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + number % 4], number % 2, moment
+       ({kinds})[1 + number % 4], number % 2, moment
 FROM sessions, generate_series(0, {daily} - 1) AS number,
      LATERAL (SELECT start_time + number * interval '1 day' / {daily} AS moment) AS at
 WHERE user_id {half} '80000000-0000-0000-0000-000000000000'
 """
 # One session a user; users in random order, as they would come in.
-READY_TEXT = """
+READY_TEXT = f"""
 SELECT user_id, now() - random() * interval '1 minute', gen_random_uuid(), md5(user_id::text)::uuid,
-       (ARRAY['talked_time', 'microphone_used', 'speaker_used', 'voice_sentiment'])[1 + floor(random() * 4)::int],
+       ({KINDS})[1 + floor(random() * 4)::int],
        round(random())
-FROM users, generate_series(1, 1 + {rows} / (SELECT count(*) FROM users)) ORDER BY random() LIMIT {rows}"""
+FROM users, generate_series(1, 1 + {{rows}} / (SELECT count(*) FROM users)) ORDER BY random() LIMIT {{rows}}"""
+
+
+def _user_id(number: int) -> str:
+    """The same as USER_ID."""
+    digits = hashlib.md5(f"user {number}".encode()).hexdigest()
+    return str(uuid.UUID(f"{digits[:12]}3{digits[13:16]}8{digits[17:]}"))
 
 
 class Postgres:
     """The server and its databases: "ours" as migrated, "peers" with a foreign key to the metric types besides."""
 
     def __init__(self, data: Path, users: int) -> None:
-        self.user_ids = [str(uuid.uuid5(uuid.NAMESPACE_OID, f"user {number}")) for number in range(users)]
+        self.user_ids = [_user_id(number) for number in range(users)]
         self.directory = Path(tempfile.mkdtemp(prefix="bench-"))  # sockets and logs; short, as a socket's path must be
         self._data = data
 
@@ -138,7 +148,12 @@ class Postgres:
         if daily:
             self.run(PAST_SESSIONS, name)
             with ThreadPoolExecutor() as pool:  # half of the users each: it keeps two cores busy
-                list(pool.map(lambda half: self.run(PAST_METRICS.format(daily=daily, half=half), name), ("<", ">=")))
+                list(
+                    pool.map(
+                        lambda half: self.run(PAST_METRICS.format(kinds=KINDS, daily=daily, half=half), name),
+                        ("<", ">="),
+                    )
+                )
         self.run("VACUUM ANALYZE", name)
         return name
 
@@ -170,8 +185,14 @@ class Postgres:
     def _create_databases(self) -> None:
         self.run("CREATE DATABASE ours")
         migrations.migrate(Database(str(self.directory), PORT, USER, "ours"))
-        sql = "INSERT INTO users (user_id, name) SELECT id, 'user' FROM unnest(CAST(:ids AS uuid[])) AS id"
-        self.run(sql, "ours", ids=self.user_ids)
+        last = len(self.user_ids) - 1
+        user_id = USER_ID.format(number="number")
+        self.run(
+            f"INSERT INTO users (user_id, name) SELECT {user_id}, 'user' FROM generate_series(0, {last}) AS number",
+            "ours",
+        )
+        known = {str(user_id) for (user_id,) in self.run("SELECT user_id FROM users", "ours")}
+        assert known == set(self.user_ids), "the ids of users differ between SQL and Python"
         self.run("VACUUM ANALYZE", "ours")
         self.run("CREATE DATABASE peers TEMPLATE ours")
         self.run("ALTER TABLE metrics ADD FOREIGN KEY (metric_type) REFERENCES metric_types", "peers")

@@ -1,12 +1,14 @@
 -- What wrk sends: metrics of many users, about half of them with a session of their own, timestamps of now in microseconds.
--- Arguments after "--": the file of user ids, one a line; the path; the metrics in a request (0: one metric, not in an array).
+-- Arguments after "--": the file of user ids, one a line; the path; the metrics in a request (0: one metric, not in an array);
+-- and, for a client that sends what was stored before, a Unix time: the same time gives the same metrics, with ids of their own.
 -- To a path that ends with /v1/metrics it sends OTLP in protobuf, with another resource in each request: equal records would
 -- have equal ids, and be duplicates.
 
-local BODIES = 64 -- of a batch, made beforehand: building them would take the CPU that is being measured
+local count = 64 -- of batches, made beforehand: building them would take the CPU that is being measured
 local users, head, size, bodies, turn = {}, "", 0, {}, 0
 local seconds, second_text, hour = 0, "", 0
 local threads = 0
+local fixed = nil -- the time of all metrics
 local ffi, otlp, turns = require("ffi"), false, 0
 
 function setup(thread)
@@ -15,7 +17,7 @@ function setup(thread)
 end
 
 local function metric()
-  local now = os.time()
+  local now = fixed or os.time()
   if now ~= seconds then
     seconds, second_text, hour = now, os.date("!%Y-%m-%dT%H:%M:%S", now), math.floor(now / 3600) % 65536
   end
@@ -30,6 +32,10 @@ local function metric()
   local session = ""
   if n % 2 == 0 then -- this user's session of this hour
     session = string.format(',"session_id":"%08x%s"', n * 65536 + hour, users[n]:sub(9))
+  end
+  if fixed then
+    session = session .. string.format(',"metric_id":"%08x-%04x-4000-8000-%012x"',
+      math.random(0, 2^32 - 1), math.random(0, 2^16 - 1), math.random(0, 2^48 - 1))
   end
   return string.format('{"user_id":"%s","metric_type":"%s","value":%s,"timestamp":"%s.%06dZ"%s}',
     users[n], name, value, second_text, math.random(0, 999999), session)
@@ -89,17 +95,19 @@ function init(args)
   otlp = args[2]:find("/v1/metrics$") ~= nil
   head = "POST " .. args[2] .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: "
     .. (otlp and "application/x-protobuf" or "application/json") .. "\r\nContent-Length: "
-  math.randomseed(os.time() * 16 + number)
+  fixed = tonumber(args[4])
+  math.randomseed((fixed or os.time()) * 16 + number)
   turns = os.time() * 1000000 -- no earlier run has sent the same
   if size > 0 then
-    for i = 1, BODIES do bodies[i] = otlp and points() or batch() end
+    count = math.max(count, 6400 / size) -- so that small batches have many users as well
+    for i = 1, count do bodies[i] = otlp and points() or batch() end
   end
 end
 
 function request()
   local body
   if size > 0 then
-    turn = turn % BODIES + 1
+    turn = turn % count + 1
     body = otlp and otlp_body(bodies[turn]) or bodies[turn]
   else
     body = metric()

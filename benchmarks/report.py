@@ -12,19 +12,36 @@ from typing import Any
 
 import psutil
 
+from benchmarks.chart import Bar, Panel
 from benchmarks.database import Postgres
+from benchmarks.loads import LOADS
 from benchmarks.servers import HERE, PEERS, ROOT, SERVERS
 
 TITLES = {
-    "single": "One metric a request, 64 connections",
-    "lone": "One metric a request, 1 connection",
-    "batch": "1,000 metrics a request, 4 connections",
-    "crowd": "One metric a request, 1,000 connections",
+    **{name: load.title for name, load in LOADS.items()},
     "start": "From the start of the process to its first 200",
     "growth-single": "Growth: one metric a request, 64 connections",
     "growth-batch": "Growth: 1,000 metrics a request, 4 connections",
 }
-COPY = {"copy": "COPY of ready text by psql (limit)", "copy-2": "COPY by two psql at once (limit)"}
+DIRECT = {
+    "copy": "COPY of prepared text by psql (reference)",
+    "copy-2": "COPY by two psql at once (reference)",
+    "pgbench": "pgbench straight into the table (reference)",
+}
+# What the chart and the short table have: (workload, figure, unit).
+PICTURE = (
+    ("single", "requests_per_s", "requests/s"),
+    ("eight", "requests_per_s", "requests/s"),
+    ("lone", "p50_ms", "p50 ms, less is better"),
+    ("tens", "rows_per_s", "metrics/s"),
+    ("batch", "rows_per_s", "metrics/s"),
+    ("retry", "rows_per_s", "metrics/s"),
+    ("start", "start_ms", "ms, less is better"),
+)
+PICTURED = {
+    "ours": "metrics-ingest", "bun": "Elysia on Bun", "fastify-postgres": "Fastify + postgres.js",
+    "fastapi": "FastAPI + asyncpg", "pgbench": "pgbench (reference)", "copy": "COPY by psql (reference)",
+}  # fmt: skip
 COLUMNS = (
     ("requests_per_s", "requests/s", "{:,.0f}"),
     ("p50_ms", "p50 ms", "{:.2f}"),
@@ -32,26 +49,38 @@ COLUMNS = (
     ("rows_per_s", "rows/s", "{:,.0f}"),
     ("server_us", "server CPU µs/metric", "{:.1f}"),
     ("postgres_us", "PostgreSQL CPU µs/metric", "{:.1f}"),
-    ("load_us", "wrk CPU µs/metric", "{:.1f}"),
+    ("load_us", "client CPU µs/metric", "{:.1f}"),
     ("memory_mib", "memory MiB", "{:.0f}"),
     ("connections", "database connections", "{:.0f}"),
     ("errors", "errors", "{:.0f}"),
     ("others", "cores busy elsewhere", "{:.2f}"),
     ("start_ms", "ms", "{:.0f}"),
 )
-# What is aimed at: (title, workload, figure, of, against, at least or at most, bound); against None: the figure itself.
+# What is aimed at: (title, workload, figure, of, against, at least or at most, bound); against None: the figure itself;
+# against workload/name: a figure of another workload.
 TARGETS = (
     ("single, requests/s against FastAPI", "single", "requests_per_s", "ours", "fastapi", ">=", 4.0),
     ("single, requests/s against FastAPI, transactions", "single", "requests_per_s", "ours", "fastapi-tx", ">=", 4.0),
     ("single, p99 against FastAPI", "single", "p99_ms", "ours", "fastapi", "<=", 1.0),
     ("single, requests/s against postgres.js", "single", "requests_per_s", "ours", "fastify-postgres", ">=", 1.0),
     ("single, requests/s against the empty function", "single", "requests_per_s", "ours", "empty", ">=", 0.6),
+    ("single, requests/s against Bun", "single", "requests_per_s", "ours", "bun", ">=", 1.5),
+    ("single, requests/s against pgbench", "single", "requests_per_s", "ours", "pgbench", ">=", 1.0),
+    ("single, CPU µs a metric of server and PostgreSQL", "single", "cpu_us", "ours", None, "<=", 90),
+    ("8 connections, p50 against Bun", "eight", "p50_ms", "ours", "bun", "<=", 0.8),
+    ("8 connections, requests/s against Bun", "eight", "requests_per_s", "ours", "bun", ">=", 1.3),
+    ("1 connection, p50 against postgres.js", "lone", "p50_ms", "ours", "fastify-postgres", "<=", 1.0),
+    ("1 connection, p50 against Bun", "lone", "p50_ms", "ours", "bun", "<=", 1.0),
     ("1 connection, p50 against FastAPI", "lone", "p50_ms", "ours", "fastapi", "<=", 0.6),
     ("1 connection, p50 against FastAPI, transactions", "lone", "p50_ms", "ours", "fastapi-tx", "<=", 0.6),
     ("batch, rows/s against FastAPI", "batch", "rows_per_s", "ours", "fastapi", ">=", 3.0),
-    ("batch, rows/s against COPY", "batch", "rows_per_s", "ours", "copy", ">=", 0.6),
+    ("batch, rows/s against COPY", "batch", "rows_per_s", "ours", "copy", ">=", 1.0),
+    ("batch, two processes against two COPY", "batch", "rows_per_s", "ours-w2", "copy-2", ">=", 0.6),
+    ("batches of 10, rows/s against Bun", "tens", "rows_per_s", "ours", "bun", ">=", 2.0),
+    ("duplicates only, rows/s against new ones", "retry", "rows_per_s", "ours", "batch/ours", ">=", 0.7),
     ("OpenTelemetry in protobuf, rows/s against batch", "batch", "rows_per_s", "ours-otlp", "ours", ">=", 0.7),
     ("start against FastAPI", "start", "start_ms", "ours", "fastapi", "<=", 1.0),
+    ("start against postgres.js", "start", "start_ms", "ours", "fastify-postgres", "<=", 1.0),
     ("1,000 connections, errors", "crowd", "errors", "ours", None, "<=", 0),
     ("1,000 connections, database connections", "crowd", "connections", "ours", None, "<=", 2),
     ("20 million stored against none, requests/s", "growth-single", "requests_per_s",
@@ -60,7 +89,10 @@ TARGETS = (
      "ours, 20 million stored", "ours, 0 million stored", ">=", 0.9),
 )  # fmt: skip
 PYTHON_PEERS = ("fastapi", "uvicorn", "asyncpg", "Flask", "psycopg")
+BUN_PEERS = ("bun", "elysia")
 NODE_PEERS = ("fastify", "postgres", "pg")
+BATCHES = ("tens", "batch", "retry", "growth-batch")
+KINDS = {"ours": "ours", "pgbench": "reference", "copy": "reference"}
 Document = dict[str, Any]
 
 
@@ -82,8 +114,9 @@ def machine(postgres: Postgres) -> dict[str, str]:
         line.split("==") for line in _output(f"{PEERS}/python", "-m", "pip", "freeze").split() if "==" in line
     )
     facts["python peers"] = ", ".join(f"{name} {frozen.get(name, 'missing')}" for name in PYTHON_PEERS)
-    lock = json.loads((ROOT / HERE / "node/package-lock.json").read_text())["packages"]
-    facts["node peers"] = ", ".join(f"{name} {lock[f'node_modules/{name}']['version']}" for name in NODE_PEERS)
+    for folder, names in (("node", NODE_PEERS), ("bun", BUN_PEERS)):
+        lock = json.loads((ROOT / HERE / folder / "package-lock.json").read_text())["packages"]
+        facts[f"{folder} peers"] = ", ".join(f"{name} {lock[f'node_modules/{name}']['version']}" for name in names)
     return facts
 
 
@@ -115,6 +148,7 @@ def render(document: Document) -> str:
     lines = [f"Measured {document['when']} in {document['minutes']} minutes; {document['options']}.", ""]
     lines += [f"- {name}: {fact}" for name, fact in document["machine"].items()]
     lines += [f"- skipped: {name}, {reason}" for name, reason in document["skipped"].items()]
+    lines += ["", "### In short", "", *_short_table(document)]
     for workload, title in TITLES.items():
         names = list(dict.fromkeys(run["name"] for run in document["runs"] if run["workload"] == workload))
         if names:
@@ -125,10 +159,35 @@ def render(document: Document) -> str:
     return "\n".join(lines)
 
 
+def panels(document: Document) -> list[Panel]:
+    """What was measured of the PICTURE."""
+    found = []
+    for workload, key, unit in PICTURE:
+        form = next(form for column, _, form in COLUMNS if column == key)
+        values = {name: figure(document, workload, name, key) for name in PICTURED}
+        bars = tuple(
+            Bar(PICTURED[name], value, form.format(value), KINDS.get(name, "bar"))
+            for name, value in values.items() if value is not None
+        )  # fmt: skip
+        if bars:
+            found.append(Panel(f"{TITLES[workload]}: {unit}", bars))
+    return found
+
+
+def _short_table(document: Document) -> list[str]:
+    drawn = panels(document)
+    present = [name for name in PICTURED.values() if any(name == bar.name for panel in drawn for bar in panel.bars)]
+    rows = [f"|  | {' | '.join(present)} |", "|---" + "|---:" * len(present) + "|"]
+    for panel in drawn:
+        cells = {bar.name: bar.text for bar in panel.bars}
+        rows.append(f"| {panel.title} | {' | '.join(cells.get(name, '') for name in present)} |")
+    return rows
+
+
 def _table(document: Document, workload: str, names: list[str]) -> list[str]:
     present = {key for name in names for run in _runs(document, workload, name) for key in run if run[key] is not None}
     shown = [column for column in COLUMNS if column[0] in present]
-    rate = "start_ms" if workload == "start" else "rows_per_s" if "batch" in workload else "requests_per_s"
+    rate = "start_ms" if workload == "start" else "rows_per_s" if workload in BATCHES else "requests_per_s"
     compared = f"{_title(names[0])} {'takes' if rate == 'start_ms' else 'is'}"
     header = ["", *(title for _, title, _ in shown), "rounds, lowest to highest", compared]
     rows = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
@@ -145,7 +204,7 @@ def _table(document: Document, workload: str, names: list[str]) -> list[str]:
 
 def _title(name: str) -> str:
     base, _, workers = name.partition("-w")
-    title = COPY.get(base) or (SERVERS[base].title if base in SERVERS else base)
+    title = DIRECT.get(name) or (SERVERS[base].title if base in SERVERS else base)
     return f"{title}, {workers} processes" if workers else title
 
 
@@ -153,7 +212,8 @@ def _target(
     document: Document, title: str, workload: str, key: str, name: str, against: str | None, relation: str, bound: float
 ) -> str:
     measured = figure(document, workload, name, key)
-    base = figure(document, workload, against, key) if against else 1.0
+    other, _, peer = (against or "").rpartition("/")
+    base = figure(document, other or workload, peer, key) if against else 1.0
     if measured is None or not base:
         return ""
     ratio = measured / base

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ PEERS = str(ROOT / ".local/bench-venv/bin")
 FRAMEWORK = (
     f"{OURS}/functions-framework", "--host", "127.0.0.1", "--port", "{port}", "--target", "{function}", "--source"
 )  # fmt: skip
+BUN = str(ROOT / HERE / "bun/node_modules/bun/bin/bun.exe")  # the name that npm's package gives it on every system
 SAMPLE_S = 0.25
 
 
@@ -42,6 +44,8 @@ class Server:
     def missing(self) -> str | None:
         """Why it cannot be started here, or None."""
         program = self.command[0]
+        if program == BUN and shutil.which(program) is None:
+            return "Bun is not installed (npm ci in benchmarks/peers/bun)"
         if shutil.which(program) is None:
             return f"{Path(program).name} is not installed"
         if program == "node" and not (ROOT / HERE / "node/node_modules/fastify").is_dir():
@@ -72,6 +76,7 @@ SERVERS = {
     "flask": Server("Flask + psycopg 3, gunicorn threads", FLASK, {"POOL": "16"}),
     "fastify-postgres": Server("Fastify + postgres.js", ("node", f"{HERE}/node/server.js", "postgres"), {"POOL": "16"}),
     "fastify-pg": Server("Fastify + pg", ("node", f"{HERE}/node/server.js", "pg"), {"POOL": "8"}),
+    "bun": Server("Elysia on Bun + Bun.sql", (BUN, f"{HERE}/bun/server.js"), {"POOL": "16"}),
     "sync": Server("metrics-ingest as sync functions", (*FRAMEWORK, f"{HERE}/sync_function.py"), {"THREADS": "16"}),
     "empty": Server("empty async function (ceiling)", (*FRAMEWORK, f"{HERE}/empty_function.py"), {}, None),
 }
@@ -161,6 +166,15 @@ def cpu_seconds(pid: int) -> float:
         with suppress(psutil.NoSuchProcess):
             total += sum(process.cpu_times()[:4])
     return total
+
+
+def cpu_times(pid: int | None, postgres: Postgres) -> tuple[float, ...]:
+    """CPU seconds so far: of the server with this id, of PostgreSQL, of the load generator and of the whole machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that have ended: in a run, only wrk or pgbench
+    machine_times = psutil.cpu_times()
+    busy = sum(machine_times[:8]) - machine_times.idle - machine_times.iowait
+    server = cpu_seconds(pid) if pid else 0.0
+    return server, cpu_seconds(postgres.pid), usage.ru_utime + usage.ru_stime, busy
 
 
 def _memory(pid: int) -> int:

@@ -8,6 +8,7 @@ one with them follow each other, because the speed of a machine drifts.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,10 +18,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import psutil
-import requests
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -68,7 +70,9 @@ def main() -> None:
 
 def cpu_seconds(dashboard: Server, url: str) -> float:
     """Return what the dashboard has used: its processes, and the process of PostgreSQL that serves it."""
-    backends = query(url, "SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT' AND datname = current_database()")
+    backends = query(
+        url, "SELECT pid FROM pg_stat_activity WHERE query ~ '^COMMIT|newest_refused' AND pid <> pg_backend_pid()"
+    )
     processes = [*dashboard.workers, *(psutil.Process(pid) for (pid,) in backends)]
     return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
@@ -112,11 +116,14 @@ def live_pages(base: str, url: str, number: int) -> Iterator[list[str]]:
 
 
 def watch(base: str, stop: threading.Event, asked: list[str], delay: float) -> None:
-    """Be one page."""
-    http = requests.Session()
+    """Be one page. By http.client, because it shares the processor, and requests would take more than the dashboard."""
+    http = HTTPConnection(urlsplit(base).netloc, timeout=30)
     often: tuple[tuple[str, dict[str, str]], ...]
-    number = 0
-    while not stop.wait(delay if number == 0 else REFRESH_S):
+    pause = delay
+    for number in itertools.count(round(delay * 60 / REFRESH_S**2)):  # the pages were opened at different times
+        if stop.wait(pause):
+            return
+        pause = REFRESH_S
         end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
         now, before = (
             {"from": (end - timedelta(days=days)).isoformat(), "to": (end - timedelta(days=days - 7)).isoformat()}
@@ -126,10 +133,12 @@ def watch(base: str, stop: threading.Event, asked: list[str], delay: float) -> N
         seldom = (("overview", before), ("activity", {**now, "step": "day"}), *(
             ("series", {**now, "metric_type": name, "step": "day"}) for name in SERIES))  # fmt: skip
         for endpoint, parameters in often + (seldom if number % (60 // REFRESH_S) == 0 else ()):
-            answer = http.get(f"{base}/dashboard/api/{endpoint}", params=parameters, timeout=30)
-            assert answer.status_code == 200, answer.text
+            http.request("GET", f"/dashboard/api/{endpoint}?{urlencode(parameters)}")
+            answer = http.getresponse()
+            text = answer.read()
+            assert answer.status == 200, text
             asked.append(endpoint)
-        number += 1
+        http.close()  # the function closes a connection that is idle for as long as the pause
 
 
 def pretend_to_refresh(url: str, stop: threading.Event) -> None:

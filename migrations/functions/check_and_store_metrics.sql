@@ -20,7 +20,8 @@ BEGIN
     SELECT sent.user_id, sent.session_id, min(sent.timestamp)
     FROM unnest(user_ids, timestamps, session_ids, types, numbers) AS sent (user_id, timestamp, session_id, metric_type, value)
     JOIN metric_types AS type ON type.metric_type = sent.metric_type
-    WHERE metric_fault(type, sent.value) IS NULL AND sent.user_id IN (SELECT user_id FROM users WHERE user_id = ANY (user_ids))
+    WHERE metric_fault(kind, min_value, max_value, retired_at, sent.value) IS NULL
+      AND sent.user_id IN (SELECT user_id FROM users WHERE user_id = ANY (user_ids))
     GROUP BY sent.user_id, sent.session_id ORDER BY sent.user_id, sent.session_id
     ON CONFLICT (user_id, session_id) DO UPDATE SET start_time = excluded.start_time
         WHERE excluded.start_time < existing.start_time;
@@ -29,7 +30,8 @@ BEGIN
         SELECT user_id FROM users WHERE user_id = ANY (user_ids) AND user_id <> ALL (erased)
     ),
     item AS MATERIALIZED (
-        SELECT sent.*, known_user.user_id IS NOT NULL AS user_known, metric_fault(type, sent.value) AS type_fault,
+        SELECT sent.*, known_user.user_id IS NOT NULL AS user_known,
+               metric_fault(kind, min_value, max_value, retired_at, sent.value) AS type_fault,
                type.retired_at IS NOT NULL AS retired, type.kind = 'flag' AS flag, type.min_value, type.max_value
         FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers, positions)
              AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
@@ -61,9 +63,11 @@ BEGIN
         FROM json_to_recordset(refused) AS item (position bigint, user_known boolean) WHERE NOT user_known
         UNION ALL
         SELECT json_build_object('position', position, 'outcome', type_fault, 'retired', retired, 'flag', flag,
-                                 'min', min_value, 'max', max_value)
-        FROM json_to_recordset(refused) AS item (position bigint, type_fault text, retired boolean, flag boolean,
-                                                 min_value float8, max_value float8) WHERE type_fault IS NOT NULL
+                                 'min', min_value, 'max', max_value,
+                                 'alike', CASE WHEN type_fault = 'unknown_metric_type' THEN types_like(metric_type) END)
+        FROM json_to_recordset(refused) AS item (position bigint, metric_type text, type_fault text, retired boolean,
+                                                 flag boolean, min_value float8, max_value float8)
+        WHERE type_fault IS NOT NULL
         UNION ALL
         SELECT json_build_object('position', sent.position, 'repeat', sent.repeat, 'outcome', CASE
             WHEN metric.value IS NULL OR (metric.session_id, metric.metric_type, metric.value)
@@ -76,6 +80,16 @@ BEGIN
             AS metric USING (user_id, timestamp, metric_id)
     ) AS outcomes (outcome));
 END
+$function$;
+
+-- Names of accepted metric types that a sender may have meant: those with the same beginning, and longer and shorter ones.
+CREATE OR REPLACE FUNCTION types_like(sent text) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $function$
+    SELECT json_agg(metric_type) FROM (
+        SELECT metric_type FROM metric_types
+        WHERE retired_at IS NULL
+          AND (left(metric_type, 2) = left(sent, 2) OR strpos(metric_type, sent) > 0 OR strpos(sent, metric_type) > 0)
+        ORDER BY metric_type LIMIT 20) AS types
 $function$;
 
 -- The stored metrics that have the keys of the given ones, both as JSON arrays. VOLATILE, so that its statement has a new

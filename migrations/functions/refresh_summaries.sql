@@ -37,10 +37,11 @@ SET extra_float_digits = 1 SET enable_seqscan = off SET work_mem = '32MB' AS $fu
 DECLARE
     most     CONSTANT integer := 200000;  -- numbers, and so metrics, of a step: bounds its memory (32 MB a sort) and time (1 s)
     state    summary_state;
-    newest   bigint;          -- the last number that was taken from the sequence
-    earliest bigint;          -- of this step
-    latest   bigint;
+    taken    int8multirange;  -- the numbers that were taken from the sequence
+    behind   boolean;         -- whether the sequence will give numbers that are in the rollups already
     wanted   int8multirange;  -- the numbers of this step
+    later    int8multirange;  -- those of the steps after it
+    latest   bigint;          -- the last number of this step
     settled  boolean;         -- whether none of them can still be stored
     seen     int8multirange;  -- the numbers of the metrics that were merged
     metrics    bigint := 0;
@@ -54,31 +55,31 @@ BEGIN
         RAISE EXCEPTION 'a refresh of the summaries needs a READ COMMITTED transaction' USING ERRCODE = 'active_sql_transaction';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('metrics-ingest summaries'));
-    -- Before the metrics are read: a number that is taken later belongs to the next step.
-    newest := coalesce(pg_sequence_last_value('public.metrics_arrival_seq'), 0);
     SELECT * INTO STRICT state FROM summary_state;
-    IF newest < (SELECT lower(part) - 1 FROM unnest(state.unseen) AS part WHERE upper_inf(part)) THEN
+    -- Before the metrics are read: a number that is taken later belongs to the next step.
+    SELECT range_agg(int8range(first, next)), bool_or(NOT state.unseen @> next) INTO taken, behind FROM arrivals_taken();
+    IF behind THEN
         state.unseen := restart_summaries(state.raw_since);
-        newest := pg_sequence_last_value('public.metrics_arrival_seq');
+        SELECT range_agg(int8range(first, next)) INTO taken FROM arrivals_taken();
     END IF;
 
-    wanted := state.unseen * int8multirange(int8range(after, newest, '(]'));
-    earliest := lower(wanted);
-    latest := least(newest, earliest + most - 1);
-    wanted := wanted * int8multirange(int8range(earliest, latest, '[]'));
-    IF earliest IS NOT NULL THEN
-        IF after = 0 AND newest - earliest > 10 * most THEN
+    wanted := state.unseen * taken * int8multirange(int8range(after, NULL, '()'));
+    latest := lower(wanted) + most - 1;
+    later := wanted * int8multirange(int8range(latest, NULL, '()'));
+    IF NOT isempty(wanted) THEN
+        IF after = 0 AND upper(wanted) - lower(wanted) > 10 * most THEN
             PERFORM summarize_arrivals();
         END IF;
+        wanted := wanted - later;
         settled := writers_ended('public.metrics');  -- before the statement that reads the metrics
         SELECT * INTO metrics, sessions, user_days, type_hours, seen
-        FROM merge_metrics(earliest, latest, wanted, state.raw_since);
+        FROM merge_metrics(lower(wanted), latest, wanted, settled, state.raw_since);
         state.unseen := state.unseen - CASE WHEN settled THEN wanted ELSE coalesce(seen, '{}') END;
     END IF;
-    IF earliest IS NULL OR latest = newest THEN
+    IF latest IS NULL OR isempty(later) THEN
         latest := NULL;
         SELECT repaired, more INTO hours_repaired, more_repairs FROM repair_hours(state.unseen, state.raw_since);
-        IF more_repairs THEN latest := newest; END IF;
+        IF more_repairs THEN latest := upper(taken); END IF;
     END IF;
 
     UPDATE summary_state SET unseen = state.unseen,
@@ -88,12 +89,23 @@ BEGIN
 END
 $function$;
 
+-- The numbers of the sequence that may have been taken: those from `first` to before `next`, the number that it gives next.
+-- functions/citus has another version, with a row for each node.
+CREATE OR REPLACE FUNCTION arrivals_taken(OUT first bigint, OUT next bigint) RETURNS SETOF record
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
+BEGIN
+    RETURN QUERY SELECT 1::bigint, coalesce(pg_sequence_last_value('public.metrics_arrival_seq'), 0) + 1;
+END
+$function$;
+
 -- Merges the metrics whose `arrival` is wanted, all between earliest and latest, into the rollups. Returns counts, and the
--- numbers of the metrics that were visible. Of metrics with the same time, the first is the one with the least value, the
--- last the one with the greatest. Metrics older than raw_since are left out, because retention may have dropped others
--- of that time, and duplicates of these cannot be recognised.
+-- numbers of the metrics that were visible. `settled`: none of these numbers can still be stored (only the version for Citus
+-- asks). Of metrics with the same time, the first is the one with the least value, the last the one with the greatest. Metrics
+-- older than raw_since are left out, because retention may have dropped others of that time, and duplicates of these cannot
+-- be recognised.
+DROP FUNCTION IF EXISTS merge_metrics(bigint, bigint, int8multirange, timestamptz);  -- as it was before
 CREATE OR REPLACE FUNCTION merge_metrics(
-    earliest bigint, latest bigint, wanted int8multirange, raw_since timestamptz,
+    earliest bigint, latest bigint, wanted int8multirange, settled boolean, raw_since timestamptz,
     OUT metrics bigint, OUT sessions bigint, OUT user_days bigint, OUT type_hours bigint, OUT seen int8multirange
 ) LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $function$
 DECLARE
@@ -217,9 +229,11 @@ BEGIN
                count(*) FILTER (WHERE value <> 0),
                min(timestamp), (min(ARRAY[date_part('epoch', timestamp), value]))[2],
                max(timestamp), (max(ARRAY[date_part('epoch', timestamp), value]))[2], sum(value::text::numeric)
-        FROM metrics
-        WHERE timestamp >= repair.hour AND timestamp < repair.hour + interval '1 hour' AND metric_type = ANY (repair.types)
-          AND NOT unseen @> arrival
+        FROM (
+            SELECT metric_type, timestamp, value FROM metrics
+            WHERE timestamp >= repair.hour AND timestamp < repair.hour + interval '1 hour' AND metric_type = ANY (repair.types)
+              AND NOT unseen @> arrival
+            OFFSET 0) AS metric  -- because Citus cannot find the least of arrays node by node
         GROUP BY metric_type;
         repaired := repaired + cardinality(repair.types);
     END LOOP;

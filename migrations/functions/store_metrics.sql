@@ -44,6 +44,7 @@ CREATE OR REPLACE FUNCTION insert_metrics(
     new_sessions boolean[]
 ) RETURNS json LANGUAGE plpgsql AS $function$
 DECLARE
+    stored  integer;
     refused bigint[];  -- positions
 BEGIN
     IF cardinality(new_sessions) > 0 THEN
@@ -52,34 +53,38 @@ BEGIN
         FROM unnest(user_ids, timestamps, session_ids, types, numbers, new_sessions)
              AS sent (user_id, timestamp, session_id, metric_type, value, is_new)
         JOIN metric_types AS type ON type.metric_type = sent.metric_type
-        WHERE sent.is_new AND metric_fault(type, sent.value) IS NULL
+        WHERE sent.is_new AND metric_fault(kind, min_value, max_value, retired_at, sent.value) IS NULL
         GROUP BY sent.user_id, sent.session_id ORDER BY sent.user_id, sent.session_id
         ON CONFLICT (user_id, session_id) DO UPDATE SET start_time = excluded.start_time
             WHERE excluded.start_time < existing.start_time;
     END IF;
 
     -- Rows are inserted in key order, because two overlapping batches in different orders would deadlock.
-    WITH item AS MATERIALIZED (
-        SELECT sent.*, metric_fault(type, sent.value) IS NULL AS is_valid
-        FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
-             WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
-        LEFT JOIN metric_types AS type ON type.metric_type = sent.metric_type
-    ),
-    stored AS (
-        INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value)
-        SELECT user_id, timestamp, metric_id, session_id, metric_type, value
-        FROM item WHERE is_valid ORDER BY user_id, timestamp, metric_id
-    )
-    SELECT array_agg(position) INTO refused FROM item WHERE NOT is_valid;
+    INSERT INTO metrics (user_id, timestamp, metric_id, session_id, metric_type, value)
+    SELECT sent.user_id, sent.timestamp, sent.metric_id, sent.session_id, sent.metric_type, sent.value
+    FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
+         AS sent (user_id, timestamp, metric_id, session_id, metric_type, value)
+    JOIN metric_types AS type ON type.metric_type = sent.metric_type
+    WHERE metric_fault(kind, min_value, max_value, retired_at, sent.value) IS NULL
+    ORDER BY sent.user_id, sent.timestamp, sent.metric_id;
+    GET DIAGNOSTICS stored = ROW_COUNT;
 
-    IF refused IS NOT NULL THEN  -- the slow path finds out why
+    IF stored < cardinality(user_ids) THEN  -- the slow path finds out why
+        refused := ARRAY(
+            SELECT position
+            FROM unnest(types, numbers) WITH ORDINALITY AS sent (metric_type, value, position)
+            LEFT JOIN metric_types AS type USING (metric_type)
+            WHERE metric_fault(kind, min_value, max_value, retired_at, value) IS NOT NULL);
+        IF stored + cardinality(refused) <> cardinality(user_ids) THEN
+            RAISE EXCEPTION 'a metric type has changed meanwhile' USING ERRCODE = 'serialization_failure';  -- try again
+        END IF;
         RETURN (
             SELECT check_and_store_metrics(array_agg(user_id), array_agg(timestamp), array_agg(metric_id),
                                            array_agg(session_id), array_agg(metric_type), array_agg(value),
                                            array_agg(position))
             FROM unnest(user_ids, timestamps, metric_ids, session_ids, types, numbers)
                  WITH ORDINALITY AS sent (user_id, timestamp, metric_id, session_id, metric_type, value, position)
-            JOIN unnest(refused) AS wanted (position) USING (position));
+            WHERE position = ANY (refused));
     END IF;
     RETURN NULL;
 END

@@ -6,7 +6,10 @@ because its message may quote the value that caused it.
 
 import asyncio
 import logging
+import os
+import re
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +20,9 @@ from pydantic_core import to_json
 from metrics_ingest import __version__
 from metrics_ingest.settings import Settings
 
+# VERSION-TRACE-SPAN-FLAGS, to which later versions may add, and TRACE/SPAN;o=OPTIONS, where SPAN is a decimal number.
+TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+CLOUD_TRACE = re.compile(rb"(?!0{32})([0-9a-fA-F]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 TALLY_S = 10.0  # at most one line of a Tally in this time
 
 logger = logging.getLogger(__name__)
@@ -38,6 +44,24 @@ class JsonFormatter(logging.Formatter):
             entry["exception"] = type(record.exc_info[1]).__name__
             entry["stack_trace"] = "".join(traceback.format_tb(record.exc_info[2]))
         return to_json(entry, fallback=str).decode()
+
+
+def trace(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the fields that join a line to its request's trace in Cloud Logging, from a request's header fields.
+
+    From `traceparent` (W3C Trace Context), else from Google's `X-Cloud-Trace-Context`; empty where neither is valid.
+    """
+    sent = dict(fields)
+    if found := TRACEPARENT.fullmatch(sent.get(b"traceparent", b"").strip()):
+        trace_id, span_id = found[1].decode(), found[2].decode()
+    elif found := CLOUD_TRACE.fullmatch(sent.get(b"x-cloud-trace-context", b"").strip()):
+        trace_id, span_id = found[1].decode().lower(), f"{int(found[2] or 0) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+    else:
+        return {}
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT")
+    name = f"projects/{project}/traces/{trace_id}" if project else trace_id
+    span = {"logging.googleapis.com/spanId": span_id} if span_id.strip("0") else {}
+    return {"logging.googleapis.com/trace": name, **span}
 
 
 class Tally:

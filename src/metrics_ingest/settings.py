@@ -13,7 +13,8 @@ SSL_MODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
 # postgresql://user:password@host:port/database?query, in which "@", "/", "?" and "#" only separate the parts
 URL = re.compile(
     r"postgres(?:ql)?://(?:(?P<user>[^:@/?#]*)(?::(?P<password>[^@/?#]*))?@)?"
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:@/?#\[\]]*)(?::(?P<port>[^:@/?#]*))?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:@/?#\[\],]*)(?::(?P<port>[^:@/?#,]*))?"
+    r"(?P<others>(?:,(?:\[[0-9A-Fa-f:.]+\]|[^:@/?#\[\],]*)(?::[^:@/?#,]*)?)*)"
     r"(?:/(?P<database>[^@/?#]*))?(?:\?(?P<query>(?:[^@?#=&]+=[^@?#=&]*(?:&|$))*))?"
 )
 OPTIONS = ("host", "port", "user", "password", "database", "sslmode", "sslrootcert")
@@ -45,11 +46,13 @@ class Database:
     sslmode: str = "prefer"
     sslrootcert: str | None = None
     cloud_sql_instance: str | None = None
+    others: tuple[tuple[str, int], ...] = ()  # hosts and ports to try after this one
 
     @property
     def address(self) -> str:
-        """Return host, port and name, for messages."""
-        return f"{self.host}:{self.port}/{self.database}"
+        """Return hosts, ports and name, for messages."""
+        places = ((self.host, self.port), *self.others)
+        return f"{','.join(f'{host}:{port}' for host, port in places)}/{self.database}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,11 @@ class Settings:
     write_timeout_s: float
     cors_origins: tuple[str, ...]
     keep_rejected: bool
+    rejected_per_s: float  # how many a process keeps in the long run,
+    rejected_burst: float  # and at once
     log_level: str
     server: str  # one of SERVERS
+    prometheus: bool  # for telemetry.py
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
@@ -92,11 +98,14 @@ class Settings:
             write_queue=int(_number(environ, "WRITE_QUEUE", 20_000, least=1)),
             write_timeout_s=_number(environ, "WRITE_TIMEOUT_S", 10, least=0.1, most=3_600, whole=False),
             cors_origins=_origins(environ),
-            keep_rejected=_flag(environ, "KEEP_REJECTED", default=True),
+            keep_rejected=read_flag(environ, "KEEP_REJECTED", default=True),
+            rejected_per_s=_number(environ, "REJECTED_PER_S", 20, least=0, most=100_000, whole=False),
+            rejected_burst=_number(environ, "REJECTED_BURST", 100, least=0, most=1_000_000),
             log_level=_choice(environ, "LOG_LEVEL", "INFO", LOG_LEVELS),
             server=_choice(environ, "SERVER", "tuned", SERVERS),
+            prometheus=read_flag(environ, "PROMETHEUS", default=False),
         )
-        if not _flag(environ, "ALLOW_ANONYMOUS", default=False) and not settings.api_keys:
+        if not read_flag(environ, "ALLOW_ANONYMOUS", default=False) and not settings.api_keys:
             raise BadSetting(
                 "API_KEYS is not set; set it, or ALLOW_ANONYMOUS=true where a gateway or platform authenticates"
             )
@@ -127,17 +136,33 @@ def read_database(environ: Mapping[str, str]) -> Database:
         raise BadSetting("DATABASE_URL is not set, nor PGHOST; set it to the PostgreSQL to write to")
     if any("\0" in value for value in options.values()):
         raise BadSetting(f"{source} has a NUL character")
-    host, port, user = options.get("host") or "localhost", options.get("port") or "5432", options.get("user")
-    if "," in host:
-        raise BadSetting(f"{source} names several hosts; name one, such as a pooler's")
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise BadSetting(f"{source if url else 'PGPORT'} has a port that is not a number from 1 to 65535")
+    (host, port), *others = _places(options, source, source if url else "PGPORT")
+    user = options.get("user")
     if not user:
         raise BadSetting(f"{source if url else 'PGUSER'} names no user")
-    sslmode, sslrootcert = _tls(options, host, source if url else "PGSSLMODE")
+    hosts = [host, *(other for other, _ in others)]
+    sslmode, sslrootcert = _tls(options, hosts, source if url else "PGSSLMODE")
     instance = environ.get("CLOUD_SQL_INSTANCE") or None
     database = options.get("database") or user
-    return Database(host, int(port), user, database, options.get("password"), sslmode, sslrootcert, instance)
+    password = options.get("password")
+    return Database(host, port, user, database, password, sslmode, sslrootcert, instance, tuple(others))
+
+
+def _places(options: Mapping[str, str], source: str, port_source: str) -> list[tuple[str, int]]:
+    """Return the hosts, in the order in which they are tried, with their ports: one for all, or one for each.
+
+    Raise BadSetting.
+    """
+    hosts = [host.removeprefix("[").removesuffix("]") for host in options.get("host", "").split(",")]
+    ports = [port or "5432" for port in options.get("port", "").split(",")]
+    if len(hosts) > 1 and not all(hosts):
+        raise BadSetting(f"{source} names several hosts, and one of them is empty")
+    if len(ports) not in (1, len(hosts)):
+        raise BadSetting(f"{port_source} has {len(ports)} ports for {len(hosts)} hosts")
+    if not all(port.isascii() and port.isdigit() and 0 < int(port) < 65536 for port in ports):
+        raise BadSetting(f"{port_source} has a port that is not a number from 1 to 65535")
+    numbers = [int(port) for port in ports] * (len(hosts) if len(ports) == 1 else 1)
+    return [(host or "localhost", number) for host, number in zip(hosts, numbers, strict=True)]
 
 
 def _url_options(url: str) -> dict[str, str]:
@@ -153,8 +178,14 @@ def _url_options(url: str) -> dict[str, str]:
             "DATABASE_URL is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE?NAME=VALUE; "
             "percent-encode special characters (such as @ as %40, / as %2F, # as %23, ? as %3F, % as %25)"
         )
-    pairs = [pair.partition("=") for pair in (match["query"] or "").split("&") if pair]
-    found = [(name, value) for name, value in match.groupdict().items() if name != "query" and value]
+    parts = match.groupdict()
+    query, others = parts.pop("query"), parts.pop("others")
+    if others:
+        more = [re.fullmatch(r"(\[.*\]|[^:]*)(?::(.*))?", other) for other in others[1:].split(",")]
+        parts["host"] = ",".join([parts["host"] or "", *(place[1] for place in more if place)])
+        parts["port"] = ",".join([parts["port"] or "", *(place[2] or "" for place in more if place)])
+    found = [(name, value) for name, value in parts.items() if value]
+    pairs = [pair.partition("=") for pair in (query or "").split("&") if pair]
     found += [(PARAMETERS.get(name, name), value) for name, _, value in pairs]
     options: dict[str, str] = {}
     for name, value in found:
@@ -170,14 +201,13 @@ def _url_options(url: str) -> dict[str, str]:
             options[name] = unquote(value, errors="strict")
         except UnicodeDecodeError:
             raise BadSetting("DATABASE_URL has percent-encoded bytes that are not UTF-8") from None
-    options["host"] = options.get("host", "").removeprefix("[").removesuffix("]")
     return options
 
 
-def _tls(options: Mapping[str, str], host: str, source: str) -> tuple[str, str | None]:
-    """Read sslmode and sslrootcert as libpq does, but require TLS by default unless `host` is this machine."""
+def _tls(options: Mapping[str, str], hosts: list[str], source: str) -> tuple[str, str | None]:
+    """Read sslmode and sslrootcert as libpq does, but require TLS by default unless all hosts are this machine."""
     sslrootcert = options.get("sslrootcert") or None
-    default = "verify-full" if sslrootcert == "system" else "prefer" if _is_local(host) else "require"
+    default = "verify-full" if sslrootcert == "system" else "prefer" if all(map(_is_local, hosts)) else "require"
     sslmode = options.get("sslmode") or default
     if sslmode not in SSL_MODES:
         raise BadSetting(f"{source}: sslmode must be one of {', '.join(SSL_MODES)}")
@@ -252,5 +282,6 @@ def _choice(environ: Mapping[str, str], name: str, default: str, choices: tuple[
     raise BadSetting(f"{name} must be one of {', '.join(choices)}, not {text[:40]!r}")
 
 
-def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+def read_flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """Return a setting that is true or false. Raise BadSetting."""
     return _choice(environ, name, str(default).lower(), ("true", "false")) == "true"

@@ -251,7 +251,7 @@ def test_password_in_the_url_is_not_shown(load: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://x/", "x", "http://", "http://[", "http://x:y/", "http://*/"])
 def test_url_that_is_not_valid_is_no_reason_to_retry(load: Callable[..., Any], url: str) -> None:
-    assert load(url, exit_code=1).stderr.startswith(f"Error: {url}: ")
+    assert load(url, exit_code=1).stderr.startswith("Error: " + url.removesuffix("/"))
 
 
 def test_answer_that_is_cut_in_its_middle_is_asked_for_again(

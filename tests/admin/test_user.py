@@ -203,6 +203,34 @@ def test_rejected_metrics_that_name_the_user_are_found_however_they_do(
     assert console.sql("SELECT count(*) FROM rejected_metrics") == [[0]]
 
 
+def test_rejected_metric_of_a_transaction_that_began_before_the_erasure_goes_too(console: Console) -> None:
+    """It does not see the tombstone, and the erasure does not see the row until it commits."""
+    user = console.user()
+    kept = json.dumps(
+        [
+            {
+                "route": "ingest",
+                "codes": ["value_out_of_range"],
+                "detail": "x",
+                "payload": "eA==",
+                "payload_bytes": 1,
+                "named_ids": [user],
+            }
+        ]
+    )
+    other = console.connect()
+    other.run("BEGIN")
+    other.run("SELECT keep_rejected(CAST(:kept AS json))", kept=kept)
+    with ThreadPoolExecutor(1) as pool:
+        erasure_done = pool.submit(console.run, "user", "forget", user, "--yes")
+        eventually(lambda: console.sql("SELECT FROM users WHERE user_id = :u", u=user) == [])
+        assert not erasure_done.done()
+        other.run("COMMIT")
+        erasure_done.result(30)
+    other.close()
+    assert console.sql("SELECT count(*) FROM rejected_metrics") == [[0]]
+
+
 @pytest.mark.parametrize("step", range(1, 10))
 def test_erasure_that_was_interrupted_continues(
     console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch, step: int
@@ -233,7 +261,8 @@ def test_user_can_be_registered_again_after_an_erasure_and_not_during_it(
 ) -> None:
     user = console.user()
     users = serve("users", console.url)
-    console.sql(erasure.BEGIN_ERASURE, user_id=user)
+    for statement in erasure.BEGIN_ERASURE:
+        console.sql(statement, user_id=user)
     reply = requests.post(users.url, json={"user_id": user, "name": "Greg"}, timeout=10)
     assert (reply.status_code, reply.json()["code"]) == (503, "store_unavailable")
     console.run("user", "forget", user, "--yes")

@@ -182,6 +182,11 @@ def record(page: Page, *values: float) -> None:
     page.evaluate("values => { for (const value of values) client.record('talked_time', value) }", values)
 
 
+def settle(page: Page) -> None:
+    """Wait until the client has opened its queue and tried to send what is in it."""
+    page.evaluate("client.flush()")
+
+
 def hide(page: Page) -> None:
     """Tell the page that it is hidden, because headless Chromium never hides one."""
     page.evaluate("""() => {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clients.browsers import Scene, hide, record, wait_for
+from clients.browsers import Scene, hide, record, settle, wait_for
 from clients.disturbances import answer_cut, answer_lost, between, no_answer, reply
 from metrics_ingest.admin.keys import new_key
 from support.processes import Server
@@ -89,7 +89,8 @@ def test_retry_after_holds_for_every_tab(scene: Scene, form: str) -> None:
     scene.proxy.troubles = [unavailable]
     record(page, 1)
     wait_for(page, lambda: scene.proxy.requests)
-    page.wait_for_timeout(200)
+    settle(page)
+    page.wait_for_timeout(200)  # until the other tabs can read how long
     record(other, 2)
     assert other.evaluate("client.flush()") is False
     hide(page)
@@ -107,6 +108,23 @@ def test_the_wait_grows_and_is_jittered(scene: Scene) -> None:
     times = [request.time for request in scene.proxy.requests]
     waits = [after - before for before, after in pairwise(times)]
     assert all(wait <= measured < wait + 0.5 for wait, measured in zip((1.5, 3, 6), waits, strict=True)), waits
+
+
+def test_what_is_recorded_while_a_request_fails_waits_with_it(scene: Scene) -> None:
+    def late(handler: BaseHTTPRequestHandler, _: object) -> None:
+        time.sleep(0.7)
+        reply(handler, 503, b"")
+
+    page = scene.visit("Math.random = () => 0.5")
+    scene.proxy.troubles = [late]
+    scene.begin(page)
+    record(page, 1)
+    wait_for(page, lambda: scene.proxy.requests)
+    record(page, 2)
+    assert page.evaluate("client.flush()") is False
+    wait_for(page, lambda: scene.user.values == [1, 2])
+    first, second = scene.proxy.requests
+    assert 1.5 < second.time - first.time < 4
 
 
 def test_a_refused_key_stops_once_and_keeps_the_queue(scene: Scene, serve: Callable[..., Server]) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clients.browsers import Scene, record, wait_for
+from clients.browsers import Scene, record, settle, wait_for
 from clients.disturbances import answer_lost, no_answer
 from support.processes import eventually
 
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_metrics_in_memory(scene: Scene) -> None:
     page = scene.visit()
     scene.proxy.down = True
     scene.begin(page)
-    page.wait_for_timeout(300)
+    settle(page)
     quota = {"origin": scene.site.url.rstrip("/"), "quotaSize": 1}
     scene.context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", quota)
     record(page, *range(50))
@@ -99,11 +99,12 @@ def test_a_clock_that_is_days_wrong_is_corrected(scene: Scene, days: int, reload
     scene.begin(page)
     record(page, 1)
     if reload:
-        page.wait_for_timeout(300)
+        settle(page)
         page.reload()
         scene.proxy.down = False
         scene.begin(page)
     wait_for(page, lambda: scene.user.values == [1])
+    settle(page)  # the answer, which has the server's time, comes after the metric is stored
     record(page, 2)
     wait_for(page, lambda: scene.user.values == [1, 2])
     first, second = scene.user.ages_s

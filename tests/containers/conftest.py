@@ -51,3 +51,4 @@ def compose(image: str) -> Iterator[Compose]:
         yield stack
     finally:
         stack("down", "--volumes", "--timeout", "5", check=False)
+        docker("rmi", stack.cli_image, check=False)

@@ -69,12 +69,17 @@ class Compose:
         self.database = f"{self.project}-db"
         self._command = ("docker-compose",) if answers("docker", "compose", "version") else ("docker", "compose")
         ports = {"PORT": str(port), "DB_PORT": str(self.database_port)}
-        self._environment = {"IMAGE": image, "DB_CONTAINER": self.database, **ports}
+        self.cli_image = f"{image}-cli"
+        self.environment = {"IMAGE": image, "CLI_IMAGE": self.cli_image, "DB_CONTAINER": self.database, **ports}
 
     def __call__(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Run a Compose command in the project."""
-        variables = {**self._environment, **environment}
-        return run(*self._command, "--project-name", self.project, *arguments, check=check, **variables)
+        variables = {**self.environment, **environment}
+        return run(*self.command(*arguments), check=check, **variables)
+
+    def command(self, *arguments: str) -> tuple[str, ...]:
+        """A Compose command in the project, which needs its `environment`."""
+        return (*self._command, "--project-name", self.project, *arguments)
 
     def up(self, *arguments: str) -> float:
         """Start what is not running; return the seconds until every function answered."""

@@ -1,5 +1,8 @@
 """`docker compose up`: the flow of the first README, and what may happen to the containers meanwhile."""
 
+import json
+import os
+import subprocess
 import time
 from uuid import uuid4
 
@@ -9,7 +12,7 @@ from pg8000.native import DatabaseError
 
 from containers.engine import FUNCTIONS, Compose, docker, inspect, run
 from support.metrics import metric
-from support.processes import eventually, query
+from support.processes import ROOT, eventually, query
 
 GREG = "b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d"
 
@@ -83,10 +86,7 @@ def test_the_dashboard_reads_as_metrics_reader_and_is_fresh_by_itself(compose: C
     assert compose.post("/ingest/", metric(user)).ok
     sessions = f"{compose.url}/dashboard/api/sessions?user_id={user}&from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
     eventually(lambda: requests.get(sessions, timeout=5).json()["sessions"], 15)
-    roles = (
-        "SELECT DISTINCT usename FROM pg_stat_activity WHERE query ~ 'session_summary|COMMIT' AND usename ~ 'reader'"
-    )
-    assert compose.psql(roles) == "metrics_reader"
+    assert compose.psql("SELECT DISTINCT usename FROM pg_stat_activity WHERE usename = 'metrics_reader'")
 
 
 def test_any_sql_tool_of_this_machine_reads_as_metrics_reader(compose: Compose) -> None:
@@ -94,6 +94,63 @@ def test_any_sql_tool_of_this_machine_reads_as_metrics_reader(compose: Compose) 
     assert query(url, "SELECT count(*) >= 0 FROM metrics") == [[True]]
     with pytest.raises(DatabaseError, match="read-only"):
         query(url, "DELETE FROM users")
+
+
+@pytest.mark.parametrize(
+    ("role", "forbidden"),
+    [
+        (
+            "metrics_writer",
+            ("SELECT FROM metrics", "SELECT FROM users", "DELETE FROM users", "CREATE TABLE own (id int)"),
+        ),
+        ("metrics_reader", ("DELETE FROM metrics", "SELECT register_users('[]')", "SELECT refresh_summaries()")),
+    ],
+)
+def test_each_role_may_do_no_more_than_it_needs(compose: Compose, role: str, forbidden: tuple[str, ...]) -> None:
+    password = f"{role.removeprefix('metrics_')}_password"
+    url = f"postgresql://{role}:{password}@127.0.0.1:{compose.database_port}/metrics_db?sslmode=disable"
+    assert query(url, "SELECT current_user") == [[role]]
+    for statement in forbidden:
+        with pytest.raises(DatabaseError, match=r"permission denied|read-only"):
+            query(url, statement)
+    with pytest.raises(DatabaseError, match="password authentication failed"):
+        query(url.replace(password, "wrong"), "SELECT 1")
+
+
+def test_only_maintenance_logs_in_as_the_owner(compose: Compose, user: str) -> None:
+    assert compose.post("/ingest/", metric(user)).ok
+    assert requests.get(f"{compose.url}/dashboard/api/types", timeout=5).ok
+    storing = "SELECT DISTINCT usename FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query ~ 'store_metrics'"
+    assert compose.psql(storing) == "metrics_writer"
+    for service in FUNCTIONS:
+        (one, *_) = compose.containers(service)
+        environment = dict(entry.partition("=")[::2] for entry in inspect(one, ".Config.Env"))
+        assert environment["PGUSER"] == ("metrics_reader" if service == "dashboard" else "metrics_writer")
+
+
+def test_the_command_runs_in_a_container_of_its_own(compose: Compose, user: str) -> None:
+    assert "talked_time" in compose("run", "--rm", "cli", "type", "list")
+    assert user in compose("run", "--rm", "cli", "user", "list")
+    line = json.dumps(metric(user, value=7))
+    command = compose.command("run", "--rm", "-T", "cli", "load", "-")
+    environment = {**os.environ, **compose.environment}
+    loaded = subprocess.run(command, input=line, text=True, capture_output=True, cwd=ROOT, env=environment, timeout=60)
+    assert "stored      1" in loaded.stdout, loaded.stdout + loaded.stderr
+
+
+def test_each_function_counts_its_work(compose: Compose, user: str) -> None:
+    assert compose.post("/ingest/", metric(user)).ok
+    counted = requests.get(f"{compose.url}/ingest/metrics", timeout=5).text
+    assert "metrics_ingest_stored_total" in counted
+    assert "metrics_ingest_database_up 1.0" in requests.get(f"{compose.url}/dashboard/metrics", timeout=5).text
+
+
+def test_grafana_is_started_only_where_it_is_asked_for(compose: Compose) -> None:
+    rendered = compose("--profile", "grafana", "config")
+    assert "/etc/grafana/provisioning" in rendered
+    assert "DB_READER: metrics_reader" in rendered
+    assert not compose.containers("grafana")
+    assert not compose.containers("cli")
 
 
 @pytest.mark.parametrize("path", ["/nope", "/ingestx/", "/ingest_batches", "/users.php"])
@@ -201,4 +258,4 @@ def test_credentials_are_changed_in_one_place(compose: Compose) -> None:
     assert "metrics_user" not in rendered
     assert "metrics_password" not in rendered
     for value in chosen.values():
-        assert rendered.count(value) >= 5  # db, migrate and three functions
+        assert rendered.count(value) >= 4  # db, and what works as the owner: migrate, maintenance and cli

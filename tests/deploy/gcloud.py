@@ -14,6 +14,7 @@ from support.processes import ROOT
 GCLOUD = r"""#!/bin/sh
 { printf '%s\037' "$@"; printf '\036'; } >>"$GCLOUD_LOG"
 known=$GCLOUD_LOG.known
+case "$*" in *--data-file=-*) cat >/dev/null ;; esac
 [ -e "$known" ] || printf '%s\n' $GCLOUD_HAS >"$known"
 for word; do
   case $word in --tag=*) built=${word#--tag=} ;; -*) ;; *) plain="$plain$word " last=${word%%@*} ;; esac
@@ -22,6 +23,7 @@ if [ -n "$GCLOUD_FAILS" ]; then case $plain in "$GCLOUD_FAILS"*) exit 1 ;; esac;
 case $plain in
   *" create "*) echo "$last" >>"$known" ;;
   "builds submit "*) echo "$built" >>"$known" ;;
+  "run revisions list "*) printf '%s\n' $GCLOUD_REVISIONS ;;
   "run services describe "*) echo "https://$last-abc-ew.a.run.app" ;;
   *" describe "*) grep -qxF -e "$last" "$known" ;;
 esac
@@ -54,11 +56,11 @@ class Deployment:
         stand_in.write_text(GCLOUD)
         stand_in.chmod(0o755)
 
-    def __call__(self, *arguments: str, **settings: str) -> Run:
-        return self.run("deploy/deploy.sh", *arguments, **settings)
+    def __call__(self, *arguments: str, typed: str = "", **settings: str) -> Run:
+        return self.run("deploy/deploy.sh", *arguments, typed=typed, **settings)
 
-    def run(self, *command: str, **settings: str) -> Run:
-        """Run a command from the repository, with settings that suffice unless they are overridden."""
+    def run(self, *command: str, typed: str = "", **settings: str) -> Run:
+        """Run a command from the repository, and type an answer; the settings suffice unless they are overridden."""
         log = self.directory / "log"
         log.unlink(missing_ok=True)
         environment = {
@@ -72,7 +74,7 @@ class Deployment:
             "TAG": "abc123",
             **settings,
         }
-        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, input=typed)
         recorded = log.read_text().split("\x1e")[:-1] if log.exists() else []
         commands = [command.split("\x1f")[:-1] for command in recorded]
         return Run(done.returncode, done.stdout, done.stderr, commands, self.directory / "manifests")

@@ -24,6 +24,8 @@ def test_it_builds_then_migrates_then_deploys_and_prints_the_urls(deploy: Deploy
     assert first.code == 0, first.errors
     order = [
         "services enable",
+        "secrets create metrics-db-writer-password",
+        "secrets create metrics-db-reader-password",
         "secrets add-iam-policy-binding metrics-db-password",
         "artifacts repositories create metrics",
         "builds submit",
@@ -61,6 +63,7 @@ def test_a_second_run_makes_nothing_again(deploy: Deployment) -> None:
     assert not [verb for verb in second.verbs if any(word in verb for word in made)]
     for job in ("maintain", "summaries"):
         assert f"scheduler jobs update http metrics-{job}" in second.verbs
+        assert f"scheduler jobs create http metrics-{job}" not in second.verbs
 
     def declared(run: Run) -> list[str]:
         return [verb for verb in run.verbs if not any(word in verb for word in (*made, "scheduler"))]
@@ -72,8 +75,27 @@ def test_a_rehearsal_prints_the_commands_of_a_first_run_and_runs_none(deploy: De
     rehearsal = deploy(DRY_RUN="1")
     assert rehearsal.code == 0, rehearsal.errors
     assert rehearsal.commands == []
-    printed = [shlex.split(line) for line in rehearsal.said.splitlines()]
-    assert printed == [["gcloud", *command] for command in deploy().commands]
+    first = [["gcloud", *command] for command in deploy().commands]
+    printed = [shlex.split(line) for line in rehearsal.said.splitlines() if line.startswith("gcloud")]
+    assert [command for command in first if command in printed] == printed
+    conditional = [
+        shlex.split(line.removeprefix("if ! ").removeprefix("then "))
+        for line in rehearsal.said.splitlines()
+        if line.startswith(("if ! ", "then "))
+    ]
+    others = [command for command in first if command not in printed and command not in conditional]
+    assert [command[1:3] for command in others] == [["secrets", "create"]] * 2  # which new_password does
+
+
+def test_a_rehearsal_shows_what_is_made_only_where_it_is_missing(deploy: Deployment) -> None:
+    lines = deploy(DRY_RUN="1").said.splitlines()
+    conditions = [number for number, line in enumerate(lines) if line.startswith("if ! gcloud ")]
+    assert conditions
+    for number in conditions:
+        assert " describe " in lines[number]
+        assert lines[number + 1].startswith(("then gcloud ", "then exit 1 #", "then openssl rand "))
+        assert lines[number + 2] == "fi"
+    assert not [line for line in lines if line.startswith("gcloud") and (" create " in line or "builds submit" in line)]
 
 
 def test_a_rehearsal_needs_no_gcloud_and_no_names(deploy: Deployment) -> None:
@@ -100,6 +122,7 @@ def test_it_says_which_name_is_missing(deploy: Deployment, missing: str) -> None
     ("have", "missing"),
     [
         ("metrics-db-password metrics-read-keys", "metrics-api-keys"),
+        ("metrics-api-keys metrics-read-keys", "metrics-db-password"),
         ("metrics-db-password metrics-api-keys", "metrics-read-keys"),
     ],
 )
@@ -222,7 +245,7 @@ def test_each_service_is_its_function_of_the_one_image(deploy: Deployment) -> No
         assert environment["FUNCTION_TARGET"] == function
         assert (ROOT / environment["FUNCTION_SOURCE"].removeprefix("/app/")).exists()
         assert environment["PGHOST"] == "/cloudsql/my-project:europe-west1:metrics"
-        assert environment["PGPASSWORD"] == {"secretKeyRef": {"name": "metrics-db-password", "key": "latest"}}
+        assert environment["PGPASSWORD"] == {"secretKeyRef": {"name": "metrics-db-writer-password", "key": "latest"}}
         assert "READ_KEYS" not in environment
         assert environment["API_KEYS"] == {"secretKeyRef": {"name": "metrics-api-keys", "key": "latest"}}
         assert environment["ALLOW_ANONYMOUS"] == "false"
@@ -258,6 +281,76 @@ def test_the_dashboard_has_keys_and_a_role_of_its_own(deploy: Deployment) -> Non
     assert "other-keys" not in ingest
 
 
+def test_each_part_logs_in_as_the_role_that_suffices(deploy: Deployment) -> None:
+    run = deploy()
+    assert run.code == 0, run.errors
+
+    def environment(name: str, *path: str) -> dict[str, Any]:
+        spec = yaml(run.manifests / f"{name}.yaml")["spec"]["template"]["spec"]
+        for part in path:
+            spec = spec[part]
+        return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in spec["containers"][0]["env"]}
+
+    def secret(name: str) -> dict[str, Any]:
+        return {"secretKeyRef": {"name": name, "key": "latest"}}
+
+    writer, reader = secret("metrics-db-writer-password"), secret("metrics-db-reader-password")
+    for name in ("ingest", "ingest_batch", "ingest_otlp", "users"):
+        assert (environment(name)["PGUSER"], environment(name)["PGPASSWORD"]) == ("metrics_writer", writer)
+    assert (environment("dashboard")["PGUSER"], environment("dashboard")["PGPASSWORD"]) == ("metrics_reader", reader)
+    for name in ("migrate", "maintain", "summaries"):
+        job = environment(name, "template", "spec")
+        assert (job["PGUSER"], job["PGPASSWORD"]) == ("metrics_user", secret("metrics-db-password"))
+        given = (job.get("WRITER_PASSWORD"), job.get("READER_PASSWORD"))
+        assert given == ((writer, reader) if name == "migrate" else (None, None))
+
+
+def test_roles_of_ones_own_get_no_password_from_the_migration(deploy: Deployment) -> None:
+    run = deploy(
+        DB_USER="mine", DB_PASSWORD_SECRET="mine-password", DB_READER="mine", DB_READER_PASSWORD_SECRET="mine-password"
+    )
+    assert run.code == 0, run.errors
+    assert "_PASSWORD\n" not in (run.manifests / "migrate.yaml").read_text().replace("PGPASSWORD\n", "")
+    assert not [verb for verb in run.verbs if verb.startswith("secrets create")]
+
+
+def test_undo_sends_requests_to_the_revision_before(deploy: Deployment) -> None:
+    undone = deploy("undo", GCLOUD_REVISIONS="metrics-x-00002 metrics-x-00001")
+    assert undone.code == 0, undone.errors
+    updates = [command for command in undone.commands if "update-traffic" in command]
+    assert [command[3] for command in updates] == [
+        "metrics-dashboard", "metrics-ingest", "metrics-ingest-batch", "metrics-ingest-otlp", "metrics-users"
+    ]  # fmt: skip
+    assert all("--to-revisions=metrics-x-00001=100" in command for command in updates)
+    only_one = deploy("undo", GCLOUD_REVISIONS="metrics-x-00001")
+    assert only_one.code != 0
+    assert "has no revision before the latest" in only_one.errors
+    assert not [command for command in only_one.commands if "update-traffic" in command]
+
+
+def test_destroy_lists_asks_and_spares_the_data(deploy: Deployment) -> None:
+    refused = deploy("destroy", typed="yes\n")
+    assert (refused.code != 0, refused.commands) == (True, [])
+    assert "service metrics-ingest-batch" in refused.said
+    assert "not confirmed, nothing was deleted" in refused.errors
+    done = deploy("destroy", typed="metrics\n")
+    assert done.code == 0, done.errors
+    deleted = " ".join(done.verbs)
+    for name in (
+        "metrics-dashboard",
+        "metrics-ingest-otlp",
+        "metrics-migrate",
+        "metrics-maintain",
+        "metrics-summaries",
+    ):
+        assert f" delete {name}" in deleted
+    assert "sql" not in deleted
+    assert "secrets" not in deleted
+    assert deploy("destroy", DRY_RUN="1").commands == []
+    partly = deploy("destroy", typed="metrics\n", GCLOUD_FAILS="run services delete metrics-users")
+    assert (partly.code != 0, len(partly.verbs)) == (True, len(done.verbs))
+
+
 def test_the_jobs_run_commands_of_the_same_image_as_the_owner(deploy: Deployment) -> None:
     run = deploy(DB_OWNER="owner", DB_OWNER_PASSWORD_SECRET="owner-password", GCLOUD_HAS=f"{HAVE} owner-password")
     assert run.code == 0, run.errors
@@ -271,7 +364,7 @@ def test_the_jobs_run_commands_of_the_same_image_as_the_owner(deploy: Deployment
         (container,) = execution["spec"]["template"]["spec"]["containers"]
         assert (container["image"], container["command"], container["args"]) == (IMAGE, ["metrics-ingest"], arguments)
         assert {"name": "PGUSER", "value": "owner"} in container["env"]
-    assert 'value: "metrics_user"' in (run.manifests / "ingest.yaml").read_text()
+    assert 'value: "metrics_writer"' in (run.manifests / "ingest.yaml").read_text()
 
 
 def test_with_iam_the_platform_authenticates_and_there_are_no_keys(deploy: Deployment) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from otlp.conftest import Otlp
-from otlp.sdks import HERE, node_modules
+from otlp.sdks import HERE
 from support.documents import blocks
 from support.metrics import register
+from support.node import node_modules
 from support.processes import ROOT, Postgres, function
 
 yaml = pytest.importorskip("yaml")  # it comes with schemathesis, and has no types
@@ -50,7 +51,7 @@ def test_the_python_program_stores_what_it_records(otlp: Otlp) -> None:
 
 
 def test_the_node_program_stores_what_it_records(otlp: Otlp) -> None:
-    node_modules()
+    node_modules(HERE / "js")
     program, _ = blocks(PAGE, "js")
     command = ["node", "--input-type=module", "--eval", program]
     subprocess.run(command, env=variables(otlp), cwd=HERE / "js", check=True, timeout=60)
@@ -59,7 +60,7 @@ def test_the_node_program_stores_what_it_records(otlp: Otlp) -> None:
 
 def test_the_browser_program_stores_what_it_records(otlp: Otlp) -> None:
     """In Node, which has crypto, too; tests/otlp/test_browser.py has a browser."""
-    node_modules()
+    node_modules(HERE / "js")
     _, program = blocks(PAGE, "js")
     command = ["node", "--input-type=module", "--eval", program.replace("http://localhost:8000", otlp.url)]
     subprocess.run(command, cwd=HERE / "js", check=True, timeout=60)

@@ -67,12 +67,13 @@ def test_every_block_of_the_readme_is_run_somewhere() -> None:
 
 
 def test_the_requests_of_the_api_page_get_the_replies_that_it_shows(registered: Checkout) -> None:
-    array, lines, packed, strict, user, health = (json.loads(registered.shell(block)) for block in blocks(API))
+    array, lines, packed, strict, user, users, health = (json.loads(registered.shell(block)) for block in blocks(API))
     lenient_example, strict_example = map(json.loads, blocks(API, "json"))
     assert matches(lenient_example, array)
     assert (lines["stored"], packed["stored"]) == (2, 1)
     assert matches(strict_example, strict)
     assert user["email"] == "greg@gmail.com"
+    assert (users["received"], users["created"]) == (2, 1)
     assert health["database"] == "ok"
 
 

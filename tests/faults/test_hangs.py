@@ -192,11 +192,11 @@ def test_network_that_drops_everything_is_unavailable_in_time(line: Line, cut: b
 
 
 def test_connections_that_the_network_has_forgotten_are_replaced(line: Line) -> None:
-    """The lanes reconnect by themselves after the requests in them have timed out."""
+    """All lanes reconnect by themselves after the requests in one of them have timed out."""
     check_recovered(line)
     line.proxy.forget()
-    check_unavailable(line.send())
-    line.send()  # by the other lane, if one lane had taken all requests
+    # Both lanes time out, or one does, and the other either waits or has connected only now.
+    assert 503 in {answer.status for answer in line.send()} <= {200, 503}
     check_recovered(line)
 
 

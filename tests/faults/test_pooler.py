@@ -17,6 +17,11 @@ from support.processes import Server, eventually, free_port, query
 
 pytestmark = pytest.mark.slow
 
+# Not autovacuum's workers.
+OURS = """
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIGURATION = """
 [databases]
@@ -76,7 +81,7 @@ def test_two_hundred_clients_through_a_pool_of_two(pooled: tuple[str, str], serv
             stack.enter_context(Load(batches.port, url, clients=30, batch=20, strict=True)),
         ]
         time.sleep(2)
-        ours = query(url, "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        ours = query(url, OURS)
     for load in loads:
         load.check_all_stored()
         assert load.statuses.keys() == {200}

@@ -193,7 +193,7 @@ def test_envelope_with_other_fields(stack: Stack, metric: dict[str, Any]) -> Non
     check_problem(stack.send_batch({"metrics": [metric], "sent_by": "me"}), "unknown_field", "sent_by")
     check_problem(stack.send_batch({"metrics": [], "sent_by": "me"}), "unknown_field", "sent_by")
     problem = check_problem(stack.send_batch(metric), "missing_field", "metrics")
-    assert {error["field"] for error in problem["errors"][1:]} == set(metric)
+    assert len(problem["errors"]) == 1  # not one for each field of the metric
     assert stack.stored(metric["user_id"]) == []
 
 

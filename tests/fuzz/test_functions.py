@@ -5,6 +5,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -238,7 +239,13 @@ def test_each_wrong_field_is_named_with_a_listed_code(
         return
     problem = answer.json()
     assert answer.status_code == CODES[problem["code"]] < 500
-    assert {error["field"] for error in problem["errors"]} in (wrong, wrong | {"value"})
+    if problem["code"] == "metric_conflict":  # an earlier example was stored with this identity, and another content
+        assert not wrong
+        return
+    # A name that is well-formed is compared with the registered types only when nothing else is wrong.
+    has_form = re.fullmatch("[a-z][a-z0-9_]{0,63}", str(changes.get("metric_type")))
+    found = {error["field"] for error in problem["errors"]}
+    assert wrong - ({"metric_type"} if has_form else set()) <= found <= wrong | {"value"}
     assert all(error["code"] in CODES for error in problem["errors"])
 
 

@@ -35,7 +35,7 @@ def test_every_answer_conforms_to_the_document(postgres: Postgres, tmp_path: Pat
         )
         sys.stdout.write(done.stdout)
         assert done.returncode == 0, done.stdout
-        assert "Selected: 25/25" in done.stdout
+        assert "Selected: 30/30" in done.stdout
         ((stored,),) = query(url, "SELECT count(*) FROM metrics")
         assert stored > 10  # not all was refused
         assert "internal error" not in server.log, server.log

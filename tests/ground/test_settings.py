@@ -90,10 +90,30 @@ def test_url_is_read_as_libpq_reads_it(url: str, found: tuple[str, int, str, str
 
 
 @pytest.mark.parametrize(
+    ("url", "places"),
+    [
+        ("postgresql://u@a,b/d", "a:5432,b:5432"),
+        ("postgresql://u:p@a:1,b:2,[::1]:3/d?sslmode=require", "a:1,b:2,::1:3"),
+        ("postgresql://u@a:1,b/d", "a:1,b:5432"),
+        ("postgresql://u@/d?host=a,b&port=6432", "a:6432,b:6432"),
+        ("postgresql://u@/d?host=a,/run/postgresql&port=1,2", "a:1,/run/postgresql:2"),
+    ],
+)
+def test_several_hosts_are_read_as_libpq_reads_them(url: str, places: str) -> None:
+    assert read(url).address == f"{places}/d"
+
+
+def test_tls_is_required_unless_all_hosts_are_this_machine() -> None:
+    assert read("postgresql://u@localhost,127.0.0.1/d").sslmode == "prefer"
+    assert read("postgresql://u@localhost,db/d").sslmode == "require"
+
+
+@pytest.mark.parametrize(
     ("url", "named"),
     [
-        ("postgresql://u@a,b/d", "several hosts"),
-        ("postgresql://u@a:1,b:2/d", "percent-encode"),
+        ("postgresql://u@a,/d", "several hosts"),
+        ("postgresql://u@/d?host=a,b&port=1,2,3", "3 ports for 2 hosts"),
+        ("postgresql://u@a:1,b:x/d", "port"),
         ("postgresql://u@a/d?options=-csearch_path%3Dx", "options is not supported"),
         ("postgresql://u@a/d?channel_binding=require", "channel_binding is not supported"),
         ("postgresql://u@a/d?target_session_attrs=read-write", "target_session_attrs is not supported"),

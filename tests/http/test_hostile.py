@@ -260,7 +260,7 @@ def test_rejected_metrics_have_a_budget_for_each_day(
     monkeypatch.setattr(quarantine, "BYTES_PER_DAY", 1_000)
     now = 20_000 * 86_400.0
     monkeypatch.setattr("time.time", lambda: now)
-    allowance = quarantine.Allowance()
+    allowance = quarantine.Allowance(20, 100)
     assert [allowance.spend(400) for _ in range(5)] == [True, True, False, False, False]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     now += 86_400

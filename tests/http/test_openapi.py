@@ -47,7 +47,7 @@ def test_document_is_valid() -> None:
 
 def test_every_function_has_its_operations() -> None:
     functions = sorted(path.parent.name for path in (ROOT / "functions").glob("*/main.py"))
-    shared = {path: {"get"} for name in functions for path in (f"/{name}/", f"/{name}/health")}
+    shared = {path: {"get"} for name in functions for path in (f"/{name}/", f"/{name}/health", f"/{name}/metrics")}
     own = {path: {"post"} for path in POSTS} | {path: {"get"} for path in API}
     expected = {path: shared.get(path, set()) | own.get(path, set()) for path in shared | own}
     assert {path: set(operations) for path, operations in DOCUMENT["paths"].items()} == expected

@@ -130,7 +130,7 @@ def test_bad_setting_is_one_clear_line(environment: dict[str, str], expected: st
 
 def test_second_emulator_on_the_same_data_is_refused(emulate: Emulate, tmp_path: Path) -> None:
     first = emulate()
-    assert "is `make run` running already?" in failed_start(tmp_path)
+    assert f"`make run` is running already: {first.url}/" in failed_start(tmp_path)
     assert requests.get(f"{first.url}/ingest/health", timeout=10).status_code == 200
 
 

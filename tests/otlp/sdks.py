@@ -1,18 +1,15 @@
 """The real SDKs, each as a process that records the same and exports it."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from otlp.conftest import Otlp
+from support.node import node_modules
 from support.processes import ROOT, query
 
 HERE = Path(__file__).parent
@@ -42,20 +39,6 @@ def stored(otlp: Otlp, user: str) -> list[tuple[str, float, str | None]]:
     return sorted((kind, value, session if session in named else None) for kind, value, session in found)
 
 
-@cache
-def node_modules() -> Path:
-    """Install the SDK for JavaScript, once. Skip the test where there is no Node."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("Node is not installed")
-    directory = HERE / "js"
-    lock, done = directory / "package-lock.json", directory / "node_modules/.package-lock.json"
-    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
-        command = ["npm", "ci", "--silent", "--no-audit", "--no-fund"]
-        subprocess.run(command, cwd=directory, check=True, timeout=300)
-        done.touch()
-    return directory / "node_modules"
-
-
 def environment(url: str, user: str, **more: str) -> dict[str, str]:
     """What an application sets: the three variables of docs/opentelemetry.md."""
     return {
@@ -72,7 +55,7 @@ def exporting(sdk: str, signal: str, url: str, user: str, **more: str) -> Iterat
     """An SDK that has recorded and is about to export; at the end of the block it must have exported."""
     command = [sys.executable, str(HERE / "record.py")]
     if sdk != "python":
-        node_modules()
+        node_modules(HERE / "js")
         command = ["node", str(HERE / "js/record.js")]
         more["OTLP_FORMAT"] = sdk.removeprefix("node-")
     process = subprocess.Popen(
@@ -88,7 +71,7 @@ def exporting(sdk: str, signal: str, url: str, user: str, **more: str) -> Iterat
         assert process.stdout.readline() == "exporting\n"
         yield process
         output, errors = process.communicate(timeout=40)
-        assert output == "exported\n", (output, errors)
+        assert output == "exported\n", (output, errors, process.returncode)
     finally:
         process.kill()
         process.communicate()

@@ -11,8 +11,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from otlp.conftest import Otlp
-from otlp.sdks import HERE, node_modules
+from otlp.sdks import HERE
 from support.metrics import register
+from support.node import node_modules
 from support.processes import Server
 
 SESSION = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"
@@ -23,7 +24,12 @@ ENTRY = f"app:{hashlib.sha256(b'secret').hexdigest()}"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The page's script with the SDK, by esbuild."""
     target = tmp_path_factory.mktemp("bundle") / "page.js"
-    command = [str(node_modules() / ".bin/esbuild"), str(HERE / "js/page.js"), "--bundle", "--log-level=error"]
+    command = [
+        str(node_modules(HERE / "js") / ".bin/esbuild"),
+        str(HERE / "js/page.js"),
+        "--bundle",
+        "--log-level=error",
+    ]
     subprocess.run([*command, "--platform=browser", f"--outfile={target}"], check=True, timeout=60)
     return target.read_bytes()
 

@@ -19,7 +19,8 @@ from pg8000.exceptions import DatabaseError, InterfaceError
 from metrics_ingest.errors import ConnectionLost, IngestError, StatementRefused, StoreUnavailable
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage.driver import DatabaseSocket, connect, connect_dbapi, reason_of, sqlstate, translate
-from support.processes import Postgres
+from support.fake_postgres import error
+from support.processes import Postgres, free_port, query
 
 ROOT = Path(__file__).parents[2]
 LOOK_AT = """pg8000 has changed, or its bound in pyproject.toml. What to look at (pg8000/core.py, CoreConnection):
@@ -153,3 +154,42 @@ def test_connection_that_dies_in_its_handshake_leaves_nothing_open(
         assert ours == []
         for connection in kept:
             connection.close()
+
+
+def after(port: int, postgres: Postgres) -> str:
+    """The URL of two hosts: a port of 127.0.0.1, and a real server."""
+    database = read_database({"DATABASE_URL": postgres.url()})
+    places = f"host=127.0.0.1,{database.host}&port={port},{database.port}"
+    return f"postgresql://{database.user}@/{database.database}?{places}&sslmode=disable"
+
+
+def test_next_host_is_tried_when_the_first_does_not_answer(
+    postgres: Postgres,
+) -> None:
+    url = after(free_port(), postgres)
+    assert query(url, "SELECT 1") == [[1]]
+    connect_dbapi(read_database({"DATABASE_URL": url}), 10).close()
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [("57P03", True), ("57P01", True), ("53300", True), ("28P01", False)])
+def test_next_host_is_tried_unless_the_others_would_refuse_too(postgres: Postgres, state: str, goes_on: bool) -> None:
+    refusal = error(state, severity="FATAL")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            with listener.accept()[0] as client:
+                client.recv(1000)
+                client.sendall(refusal)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        database = read_database({"DATABASE_URL": after(listener.getsockname()[1], postgres)})
+        try:
+            if goes_on:
+                connect(database, 10).close()
+            else:
+                with pytest.raises(DatabaseError) as caught:
+                    connect(database, 10)
+                assert sqlstate(caught.value) == state
+        finally:
+            thread.join()

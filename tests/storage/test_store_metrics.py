@@ -125,6 +125,32 @@ def test_rejected_metric_makes_no_session(stack: Stack, metric: dict[str, Any], 
     assert stack.query("SELECT count(*) FROM sessions WHERE user_id = :u", u=metric["user_id"]) == [[0]]
 
 
+def test_type_that_is_registered_while_its_metric_is_stored_is_not_forgotten(
+    stack: Stack, metric: dict[str, Any]
+) -> None:
+    """The statement that inserts leaves the metric out, and the one that asks why finds nothing wrong."""
+    user = metric["user_id"]
+    assert stack.send(metric).status_code == 200  # so that the session is there
+    waiting, of_new_type = {**metric, "metric_id": str(uuid4())}, {**metric, "metric_id": str(uuid4())}
+    of_new_type["metric_type"] = "new_meanwhile"
+    columns = "user_id, timestamp, metric_id, session_id, metric_type, value"
+    other = connect(read_database({"DATABASE_URL": stack.database_url}), 30)
+    other.run(
+        f"BEGIN; INSERT INTO metrics ({columns}) SELECT user_id, timestamp, '{waiting['metric_id']}', session_id,"
+        f" metric_type, value FROM metrics WHERE user_id = '{user}'"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(stack.send_batch, [waiting, of_new_type])
+        eventually(lambda: stack.query("SELECT pid FROM pg_locks WHERE NOT granted"))
+        stack.query(
+            "INSERT INTO metric_types (metric_type, kind, aggregation) VALUES ('new_meanwhile', 'gauge', 'mean')"
+        )
+        other.run("ROLLBACK")
+        assert answer.result(20).json()["stored"] == 2
+    other.close()
+    assert len(stack.stored(user)) == 3
+
+
 @pytest.mark.parametrize(
     ("held", "taken"),
     [

@@ -267,13 +267,15 @@ def test_commit_is_an_answer_about_the_health() -> None:
     run(test)
 
 
-def test_health_takes_no_lane_from_metrics_and_waits_for_their_commit() -> None:
+@pytest.mark.parametrize("health_first", [False, True])
+def test_health_takes_no_lane_from_metrics_and_waits_for_their_commit(health_first: bool) -> None:
     async def test() -> None:
         lane = Asked()
         lane.gate.clear()
         subject = make(lane)
+        pings = [asyncio.ensure_future(subject.ping(2))] if health_first else []
         writes = [asyncio.ensure_future(subject.write(Operation.STORE_METRICS, [n])) for n in range(3)]
-        pings = [asyncio.ensure_future(subject.ping(2)) for _ in range(3)]
+        pings += [asyncio.ensure_future(subject.ping(2)) for _ in range(3)]
         await asyncio.sleep(0.1)
         assert not any(ping.done() for ping in pings)
         lane.gate.set()

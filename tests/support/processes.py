@@ -22,7 +22,7 @@ from metrics_ingest import shutdown
 from metrics_ingest.local import postgres as embedded
 from metrics_ingest.server import deadlines
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage import migrations, writer
+from metrics_ingest.storage import migrations, nodes, writer
 from metrics_ingest.storage.driver import connect
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +203,7 @@ async def in_a_new_process(answer: Awaitable[Any]) -> Any:
         deadlines.body_deadlines,
         shutdown.shutdown_deadline,
         writer.writer,
+        nodes.nodes,
     ):
         made_by_the_first_request.cache_clear()
     return await answer

@@ -4,7 +4,7 @@ const HOUR = 36e5, PIECE = 6e4;
 
 const result = (source) => new Promise((resolve, reject) => {
   source.onsuccess = source.oncomplete = () => resolve(source.result);
-  source.onerror = source.onabort = () => reject(source.error);
+  source.onerror = source.onabort = reject;
 });
 
 const call = (callback, argument) => {
@@ -33,7 +33,7 @@ export function createClient({
 
   const open = () => opening ??= new Promise((resolve, reject) => {
     setTimeout(reject, 5e3); // because Safari has left this unanswered
-    const request = indexedDB.open(name, 1);
+    const request = indexedDB.open(name);
     request.onupgradeneeded = () => request.result.createObjectStore("queue", { autoIncrement: true });
     result(request).then((db) => {
       db.onclose = db.onversionchange = () => { // the site's data is being deleted
@@ -69,7 +69,7 @@ export function createClient({
       await result(store.transaction);
       const keys = adds.map((add) => add.result);
       const answered = lines.map((line, i) => mine.has(line) ? mine.set(line, keys[i]) && 0 : keys[i]).filter(Boolean);
-      if (answered.length) await settle(answered, answered);
+      await settle(answered, answered);
       if (keys.at(-1) - first.result >= maxQueue) await trim();
     } catch {
       for (const line of lines) if (mine.has(line)) mine.set(line, mine.get(line) ?? Infinity);
@@ -123,12 +123,10 @@ export function createClient({
         return store ? store.add(corrected) : mine.set(corrected, Infinity);
       };
       const own = mine.delete(line);
-      if (!(key < Infinity)) {
-        if (own && error) refuse();
-      } else {
+      if (key < Infinity) {
         if (error) store.getKey(key).onsuccess = ({ target }) => target.result && refuse();
         store.delete(key);
-      }
+      } else if (own && error) refuse();
     });
     if (store) await result(store.transaction);
     reports.forEach((report) => call(onRejected, report));
@@ -196,16 +194,16 @@ export function createClient({
       const [lines, keys] = await read();
       if (!lines.length) return true;
       const wait = resumeAt - Date.now();
-      if (wait > 0 && wait < 2 * HOUR) return arm(wait), false;
+      if (wait > 0 && wait < 2 * HOUR) return !!arm(wait);
       if (!(await deliver(lines, keys))) break;
     }
     return false;
   };
 
   // One tab at a time. A lock that is not had after a minute is held by a suspended page; ids make it safe to go on.
-  const flush = () => tail = tail.then(() => globalThis.navigator?.locks
-    ? navigator.locks.request(name, { signal: AbortSignal.timeout?.(6e4) }, drain).catch(drain)
-    : drain());
+  // What failed while this call waited for its turn is sent again when its pause is over, not at once.
+  const flush = (before = failures) => tail = tail.then(() => failures <= before && (globalThis.navigator?.locks
+    ?.request(name, { signal: AbortSignal.timeout?.(6e4) }, drain).catch(drain) ?? drain()));
 
   // Send this page's own lines at once, without the lock, which a page that closes cannot wait for. Only a page that
   // is going away sends before the function's pause is over.

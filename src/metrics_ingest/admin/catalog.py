@@ -47,7 +47,7 @@ MISSING_MONTHS = f"""
         ) AS months (month, rows) GROUP BY month)
     SELECT '{{parent}}_p' || to_char(month, 'YYYY_MM') AS table, rows,
            format('{{column}} >= %L AND {{column}} < %L', month, month + interval '1 month') AS condition,
-           format('FROM (%L) TO (%L)', month, month + interval '1 month') AS bounds
+           format('FOR VALUES FROM (%L) TO (%L)', month, month + interval '1 month') AS bounds
     FROM wanted
     WHERE NOT EXISTS (SELECT FROM ({PARTITIONS}) AS partitions
                       WHERE "table" = '{{parent}}' AND "from" < month + interval '1 month' AND "to" > month)

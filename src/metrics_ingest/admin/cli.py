@@ -9,6 +9,7 @@ from metrics_ingest import __version__
 
 # Command: its module (whose attribute `command` is the click command) and its line in `--help`.
 COMMANDS = {
+    "citus": ("citus", "Spread the tables over the nodes of a Citus cluster."),
     "export": ("export", "Write metrics to a file, as NDJSON or CSV."),
     "key": ("keys", "Make API keys."),
     "load": ("load", "Send files of metrics through ingest_batch."),
@@ -17,7 +18,7 @@ COMMANDS = {
     "schema": ("schema", "Print the tables as a Mermaid diagram."),
     "summaries": ("summaries", "Refresh the summaries that dashboards read."),
     "type": ("metric_types", "Add, list, change and retire metric types."),
-    "user": ("user", "Show what is stored about a user, or erase it."),
+    "user": ("user", "Register, list, export and show users, or erase one."),
 }
 
 
@@ -42,7 +43,8 @@ PLACEHOLDERS = [click.Command(name, short_help=text) for name, (_, text) in COMM
 def main() -> None:
     """Manage the database of metrics-ingest, which DATABASE_URL names: postgresql://user:password@host/database.
 
-    Without DATABASE_URL, the variables of psql name it: PGHOST, PGUSER, PGPASSWORD, PGDATABASE and others.
+    Without DATABASE_URL, the variables of psql name it: PGHOST, PGUSER, PGPASSWORD, PGDATABASE and others; and without
+    these it is the database of a `make run` of this directory, or of one above it.
     """
 
 
@@ -52,15 +54,17 @@ def main() -> None:
 def migrate(rollback: bool, yes: bool) -> None:
     """Bring the schema up to date, and create the partitions of this month and the next two.
 
-    With READER_PASSWORD in the environment the role metrics_reader may log in with that password afterwards.
+    With WRITER_PASSWORD and READER_PASSWORD in the environment, the roles metrics_writer and metrics_reader may log in
+    with these passwords afterwards.
     """
     from pg8000.exceptions import Error
 
-    from metrics_ingest.admin.database import configured_database, failure, let_reader_log_in
+    from metrics_ingest.admin.console import confirm
+    from metrics_ingest.admin.database import allow_login, configured_database, failure
     from metrics_ingest.storage import migrations
 
     if rollback and not yes:
-        click.confirm("This drops every table and all data. Go on?", abort=True)
+        confirm("This drops every table and all data. Go on?")
     try:
         names = (migrations.rollback if rollback else migrations.migrate)(configured_database())
     except migrations.UnknownMigrations as error:
@@ -69,8 +73,9 @@ def migrate(rollback: bool, yes: bool) -> None:
         raise failure(error, "cannot migrate") from error
     for name in names:
         click.echo(f"{'rolled back' if rollback else 'applied'} {name}")
-    if not rollback and (password := os.environ.get("READER_PASSWORD")):
-        let_reader_log_in(password)
-        click.echo("metrics_reader may log in")
+    for role, variable in (("metrics_writer", "WRITER_PASSWORD"), ("metrics_reader", "READER_PASSWORD")):
+        if not rollback and (password := os.environ.get(variable)):
+            allow_login(role, password)
+            click.echo(f"{role} may log in")
     if not names:
         click.echo("nothing to roll back" if rollback else "nothing to do: the schema is up to date")

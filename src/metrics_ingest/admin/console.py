@@ -23,6 +23,14 @@ class Unreachable(click.ClickException):
     exit_code = 3
 
 
+def confirm(question: str) -> None:
+    """Ask on standard error. Raise ClickException, which names --yes, for any other answer than yes."""
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort:
+        raise click.ClickException("not confirmed, nothing was changed; --yes does it without a question") from None
+
+
 def parse_time(text: str) -> datetime:
     """Parse an option's date or time (RFC 3339). Raise click.BadParameter for other text."""
     try:
@@ -84,12 +92,20 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        return f"{value:,}" if isinstance(value, int) else _number(value)
     if isinstance(value, datetime):
         return _format_time(value.replace(microsecond=0))
     if isinstance(value, timedelta):
         return str(timedelta(seconds=round(value.total_seconds())))
     return ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
+
+
+def _number(value: float) -> str:
+    """Format a number as people write it: 2,307.71, 60, -0.5; very large and small ones with an exponent."""
+    if value and not 0.001 <= abs(value) < 1e15:
+        return f"{value:g}"
+    digits = 2 if abs(value) >= 10 else 4
+    return f"{value:,.{digits}f}".rstrip("0").rstrip(".")
 
 
 def _format_time(value: datetime) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from metrics_ingest.admin.lines import Line, Unreadable, as_text, text_fault
@@ -23,8 +23,8 @@ NUMBER = re.compile(r"[ \t]*[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?
 LINES_PER_ROW = 20  # a quote that is not closed within so many lines is a fault of its own line
 
 
-def csv_rows(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Yield the metrics of the lines. Raise Unreadable when the first line with text is not a valid header."""
+def csv_rows(lines: Iterable[bytes], names: Sequence[str] = METRIC_COLUMNS) -> Iterator[Line]:
+    """Yield the rows, as objects of the fields `names`. Raise Unreadable when the first line with text is no header."""
     numbered = enumerate(lines, 1)
     ahead: deque[tuple[int, bytes]] = deque()
     columns: list[str] = []
@@ -37,21 +37,21 @@ def csv_rows(lines: Iterable[bytes]) -> Iterator[Line]:
         if not line.strip():
             continue
         if not columns:
-            columns = _columns(line)
+            columns = _columns(line, names)
             continue
         more: list[tuple[int, bytes]] = []  # the further lines of a row that has line breaks in quotes
         whole = line
         while whole.count(b'"') % 2 and len(more) < LINES_PER_ROW and (following := take()):
             more.append(following)
             whole = whole + b"\n" + following[1]
-        row = _row(number, whole, columns)
+        row = _row(number, whole, columns, names)
         if row.fault and more:
             ahead.extendleft(reversed(more))
-            row = _row(number, line, columns)
+            row = _row(number, line, columns, names)
         yield row
 
 
-def _columns(header: bytes) -> list[str]:
+def _columns(header: bytes, names: Sequence[str]) -> list[str]:
     if fault := text_fault(header):
         raise Unreadable(f"the header cannot be read: {fault.detail}")
     try:
@@ -63,15 +63,15 @@ def _columns(header: bytes) -> list[str]:
         for separator in OTHER_SEPARATORS:
             if separator in columns[0]:
                 raise Unreadable(f"its columns are separated by {separator!r}: save it with commas between them")
-    if unknown := sorted(set(columns) - {*METRIC_COLUMNS, *IGNORED_COLUMNS}):
-        names = ", ".join(name or "one without a name" for name in unknown)
-        raise Unreadable(f"the columns of a CSV file must be among {', '.join(METRIC_COLUMNS)}, not {names[:200]}")
+    if unknown := sorted(set(columns) - {*names, *IGNORED_COLUMNS}):
+        wrong = ", ".join(name or "one without a name" for name in unknown)
+        raise Unreadable(f"the columns of a CSV file must be among {', '.join(names)}, not {wrong[:200]}")
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise Unreadable(f"a column of a CSV file must not be there twice: {', '.join(twice)}")
     return columns
 
 
-def _row(number: int, line: bytes, columns: list[str]) -> Line:
+def _row(number: int, line: bytes, columns: list[str], names: Sequence[str]) -> Line:
     """Convert a row. An empty cell means that the field is absent."""
     fault = text_fault(line)
     if not fault:
@@ -82,7 +82,7 @@ def _row(number: int, line: bytes, columns: list[str]) -> Line:
         else:
             if len(cells) == len(columns):
                 row = dict(zip(columns, cells, strict=True))
-                metric: dict[str, Any] = {name: row[name] for name in METRIC_COLUMNS if row.get(name)}
+                metric: dict[str, Any] = {name: row[name] for name in names if row.get(name)}
                 if "value" in metric:
                     metric["value"] = _value(metric["value"])
                 return Line(number, json.dumps(metric).encode())

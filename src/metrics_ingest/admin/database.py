@@ -1,12 +1,14 @@
 """The database that the commands work on: connections, queries, transactions and locks."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
-from pg8000.native import Error, InterfaceError, literal
+from pg8000.native import Error, InterfaceError, identifier, literal
 
 from metrics_ingest.admin.console import Record, Unreachable
 from metrics_ingest.errors import ConnectionLost
@@ -20,14 +22,35 @@ PARTITIONS_LOCK = "metrics-ingest partitions"  # taken by create_metrics_partiti
 SUMMARIES_LOCK = "metrics-ingest summaries"  # taken by refresh_summaries
 
 LOCK_RETRY_FOR_S = 120.0
+# What a read of the socket raises beside pg8000's errors. Not BrokenPipeError, which standard output raises as well.
+CONNECTION_BROKEN = (ConnectionResetError, ConnectionAbortedError, TimeoutError)
+RUNNING = Path(".local/running.json")  # written by `make run` with an embedded database: process, url, database_url
 
 
 def configured_database() -> Database:
-    """Return the database that the environment names. Raise click.UsageError when it names none."""
+    """Return the database that the environment names, or that of a running `make run`, and say so on standard error.
+
+    Raise click.UsageError when there is neither.
+    """
+    environ: Mapping[str, str] = os.environ
+    if not (environ.get("DATABASE_URL") or environ.get("PGHOST")) and (emulator := running_emulator()):
+        click.echo(f"using the database of `make run` in {emulator['directory']}", err=True)
+        environ = {"DATABASE_URL": emulator["database_url"]}
     try:
-        return read_database(os.environ)
+        return read_database(environ)
     except BadSetting as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(f"{error}; or start `make run` here, whose database is used then") from error
+
+
+def running_emulator() -> dict[str, Any] | None:
+    """Return what RUNNING says of a `make run` that runs in this directory or one above it, and that directory."""
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        with suppress(OSError, ValueError, KeyError):  # no `make run`, or not any more
+            running = json.loads((directory / RUNNING).read_text())
+            os.kill(running["process"], 0)
+            return {**running, "directory": directory}
+    return None
 
 
 def failure(error: Exception, attempt: str = "") -> click.ClickException:
@@ -54,17 +77,17 @@ def open_connection() -> Iterator[Any]:
     try:
         connection.run(PIN_SESSION)
         yield connection
-    except Error as error:
+    except (Error, *CONNECTION_BROKEN) as error:
         raise failure(error) from error
     finally:
         with suppress(InterfaceError, OSError):  # it may be broken already
             connection.close()
 
 
-def let_reader_log_in(password: str) -> None:
-    """Give the role metrics_reader this password. Raise ClickException when the database's role may not do that."""
+def allow_login(role: str, password: str) -> None:
+    """Give a role of ours this password. Raise ClickException when the database's role may not do that."""
     with open_connection() as connection:
-        connection.run(f"ALTER ROLE metrics_reader LOGIN PASSWORD {literal(password)}")
+        connection.run(f"ALTER ROLE {identifier(role)} LOGIN PASSWORD {literal(password)}")
 
 
 def query(connection: Any, sql: str, **parameters: Any) -> list[Record]:
@@ -115,12 +138,14 @@ def advisory_lock(connection: Any, name: str, *, until_commit: bool = False) -> 
     connection.run(f"SELECT {function}(hashtext(:name))", name=name)
 
 
-def with_table_locks(connection: Any, attempt: Callable[[], Any], *tables: str) -> Any:
+def with_table_locks(connection: Any, attempt: Callable[[], Any], *tables: str, patience_s: float | None = None) -> Any:
     """Call the attempt until it gets its table locks, as storage.table_locks does; return its result.
 
-    `tables` are those that it locks in ACCESS EXCLUSIVE mode. Raise ClickException after LOCK_RETRY_FOR_S.
+    `tables` are those that it locks in ACCESS EXCLUSIVE mode. Raise ClickException after `patience_s`, which is
+    LOCK_RETRY_FOR_S by default.
     """
+    patience_s = LOCK_RETRY_FOR_S if patience_s is None else patience_s
     try:
-        return retry_until_locked(connection.run, attempt, tables=tables, patience_s=LOCK_RETRY_FOR_S)
+        return retry_until_locked(connection.run, attempt, tables=tables, patience_s=patience_s)
     except TablesLocked as error:
         raise click.ClickException(f"{error}; this step was not done, try later") from error

@@ -12,13 +12,13 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from metrics_ingest.admin.csv_rows import csv_rows
+from metrics_ingest.admin.csv_rows import METRIC_COLUMNS, csv_rows
 from metrics_ingest.admin.lines import MAX_LINE_BYTES, Line, Unreadable, as_text, read_blocks, split_lines, text_fault
 from metrics_ingest.errors import Fault
 
@@ -43,14 +43,14 @@ class Chunk:
     bytes_read: int  # of the file, for this chunk; 0 when that is not known
 
 
-def read_chunks(path: str, as_csv: bool) -> Iterator[Chunk]:
-    """Read a file, or standard input for `-`. Raise ClickException when it cannot be read."""
+def read_chunks(path: str, as_csv: bool, columns: Sequence[str] = METRIC_COLUMNS) -> Iterator[Chunk]:
+    """Read a file, or standard input for `-`. CSV has `columns`. Raise ClickException when it cannot be read."""
     try:
         with click.open_file(path, "rb") as opened:
             raw: Any = opened if hasattr(opened, "peek") else io.BufferedReader(opened)
             blocks = read_blocks(raw)
             if as_csv or path.lower().removesuffix(".gz").endswith(".csv"):
-                lines = csv_rows(split_lines(blocks))
+                lines = csv_rows(split_lines(blocks), columns)
             else:
                 lines = _json_lines(blocks)
             lines = _limit_size(lines)

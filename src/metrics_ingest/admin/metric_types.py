@@ -1,6 +1,7 @@
 """`metrics-ingest type`: the registry of metric types, which running functions read with every batch."""
 
 import math
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -43,7 +44,7 @@ SET = """
         (:unit, CAST(:min_value AS float8), CAST(:max_value AS float8), :aggregation, :description)
     WHERE metric_type = :metric_type
 """
-RETIRE = "UPDATE metric_types SET retired_at = COALESCE(retired_at, now()) WHERE metric_type = :metric_type"
+RETIRE = "UPDATE metric_types SET retired_at = now() WHERE metric_type = :metric_type AND retired_at IS NULL"
 RESTORE = "UPDATE metric_types SET retired_at = NULL WHERE metric_type = :metric_type"
 # Messages by the name of the constraint that a statement violates.
 VIOLATIONS = {
@@ -117,6 +118,8 @@ def set_type(name: str, as_json: bool, **options: str | None) -> None:
     A new range applies to metrics that arrive from now on. A new aggregation applies to all summaries at once.
     """
     changes = {field: value for field, value in options.items() if value is not None}
+    if not changes:
+        raise click.UsageError("name what to change: --unit, --min, --max, --aggregation or --description")
     limits = {field: _limit(changes[field]) for field in ("min_value", "max_value") if field in changes}
     with open_connection() as connection:
         values = _find(connection, name) | changes | limits
@@ -135,10 +138,17 @@ def retire(name: str, undo: bool, as_json: bool) -> None:
 
 
 def _find(connection: Any, name: str) -> Record:
-    found = query(connection, f"{LIST} WHERE metric_type = :name", name=name)
-    if not found:
-        raise click.ClickException(f"there is no metric type {name!r}; `metrics-ingest type list --all` lists all")
-    return found[0]
+    require_type(connection, name)
+    return query(connection, f"{LIST} WHERE metric_type = :name", name=name)[0]
+
+
+def require_type(connection: Any, name: str) -> None:
+    """Raise ClickException, with names that are alike, if there is no metric type of that name."""
+    names = [row["metric_type"] for row in query(connection, LIST)]
+    if name not in names:
+        alike = get_close_matches(name, names)
+        advice = f"is it {' or '.join(alike)}?" if alike else "`metrics-ingest type list --all` lists all"
+        raise click.ClickException(f"there is no metric type {name!r}; {advice}")
 
 
 def _change(connection: Any, sql: str, values: Record, as_json: bool) -> None:

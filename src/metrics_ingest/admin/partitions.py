@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from metrics_ingest.admin import database, summaries
+from metrics_ingest.admin import database, distributed, summaries
 from metrics_ingest.admin.catalog import (
     CONTAINS,
     END_BY_NAME,
@@ -19,7 +19,7 @@ from metrics_ingest.admin.catalog import (
     STRAY_TABLES,
     TIME_COLUMNS,
 )
-from metrics_ingest.admin.console import JSON_OPTION, Record, print_rows
+from metrics_ingest.admin.console import JSON_OPTION, Record, confirm, print_rows
 from metrics_ingest.admin.drain import drain
 
 LIST_COLUMNS = ("partition", "from", "to", "rows", "bytes")  # what fits 80 characters
@@ -41,6 +41,9 @@ def list_partitions(as_json: bool) -> None:
     with database.open_connection() as connection:
         partitions = database.query(connection, PARTITIONS)
         strays = [row for parent in TIME_COLUMNS for row in database.query(connection, STRAY_TABLES, parent=parent)]
+        for row in partitions:
+            if distributed.is_distributed(connection, row["partition"]):
+                row |= distributed.measure(connection, row["partition"])
         defaults = [row for row in partitions if row["from"] is None]
         for row in defaults:
             row["rows"] = connection.run(f"SELECT count(*) FROM {row['partition']}")[0][0]
@@ -80,6 +83,8 @@ def maintain(ahead: int, keep: str | None, keep_rejected: str, detach: bool, yes
             drained = drain(connection, parent, ahead)
             do_not_ask = yes or parent == "rejected_metrics"  # its age has a documented default
             dropped = _drop_old(connection, parent, age, detach=detach, yes=do_not_ask) if age else []
+            if parent == "rejected_metrics":
+                connection.run("DELETE FROM rejected_counts WHERE day < now() - CAST(:age AS interval)", age=age)
             results.append({"table": parent} | drained | {"detached" if detach else "dropped": dropped})
             # Autovacuum never analyses a partitioned table, and without this plans over all months are guesses.
             connection.run(f"ANALYZE (SKIP_LOCKED) {parent}")
@@ -95,7 +100,7 @@ def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool
     if old and not yes:
         rows = sum(row["rows"] for row in old)
         what = f"{', '.join(row['partition'] for row in old)}, with about {rows:,} rows before {old[-1]['to']:%Y-%m-%d}"
-        click.confirm(f"{'Detach' if detach else 'Drop'} {what}?", abort=True, err=True)
+        confirm(f"{'Detach' if detach else 'Drop'} {what}?")
     if old and parent == "metrics":
         summaries.refresh_before_drop(connection)
     keys = database.query(connection, FOREIGN_KEYS, parent=parent)

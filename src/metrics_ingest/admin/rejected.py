@@ -11,12 +11,20 @@ from metrics_ingest.admin.console import JSON_OPTION, Record, parse_time, print_
 from metrics_ingest.admin.database import open_connection, query, transaction, where
 from metrics_ingest.storage.quarantine import FIRST, Kept, replay_after
 
+# All that were rejected are counted by day and by the code of their first fault; those that were kept have a row each,
+# whose detail is that of the first code.
 SUMMARY = """
-    SELECT code, min(detail) AS example, route, key_name, count(*) AS rejected,
-           min(received_at) AS first_at, max(received_at) AS last_at
-    FROM rejected_metrics, unnest(codes) AS code {where}
-    GROUP BY code, CASE WHEN code IN ('unknown_metric_type', 'unknown_field') THEN detail END, route, key_name
-    ORDER BY rejected DESC, code
+    WITH counted AS (
+        SELECT code, route, key_name, CAST(sum(rejected) AS bigint) AS rejected
+        FROM rejected_counts {counted} GROUP BY code, route, key_name),
+    kept AS (
+        SELECT code, route, coalesce(key_name, '') AS key_name, count(*) AS kept, min(received_at) AS first_at,
+               max(received_at) AS last_at, array_agg(DISTINCT detail) FILTER (WHERE code = codes[1]) AS details
+        FROM rejected_metrics, unnest(codes) AS code {kept} GROUP BY code, route, coalesce(key_name, ''))
+    SELECT code, array_to_string(details[:3], ' | ') AS example, route, key_name,
+           greatest(rejected, kept) AS rejected, coalesce(kept, 0) AS kept, first_at, last_at
+    FROM counted FULL JOIN kept USING (code, route, key_name)
+    ORDER BY rejected DESC, code, route, key_name
 """
 LIST = """
     SELECT rejected_id, received_at, route, key_name, codes, detail, metric_id, keyed, payload, payload_bytes
@@ -42,12 +50,18 @@ def _where(options: Record) -> str:
     return where({SELECTION[name][0]: value for name, value in options.items()})
 
 
+def _where_counted(options: Record) -> str:
+    """The same for rejected_counts, which has whole days in UTC."""
+    conditions = {"since": "day >= ({}::timestamptz AT TIME ZONE 'UTC')::date", "code": "code = {}"}
+    return where({conditions.get(name, SELECTION[name][0]): value for name, value in options.items()})
+
+
 @click.group()
 def command() -> None:
     """Count, list and replay the metrics that ingest, ingest_batch and ingest_otlp rejected.
 
     The functions keep rejected metrics unless KEEP_REJECTED is false: at most 8 KiB of each, and a limited number per
-    second. `partitions maintain` drops them after three months.
+    second, but they count all. `partitions maintain` drops them after three months.
     """
 
 
@@ -55,9 +69,18 @@ def command() -> None:
 @selection
 @JSON_OPTION
 def summary(as_json: bool, **options: Any) -> None:
-    """Count rejected metrics by error code, function and API key, with an example of each."""
+    """Count rejected metrics by error code, function and API key, with an example of each.
+
+    `rejected` are all that were refused, `kept` those that can be listed and replayed: REJECTED_PER_S and
+    REJECTED_BURST limit how many a function keeps.
+    """
+    sql = SUMMARY.format(kept=_where(options), counted=_where_counted(options))
     with open_connection() as connection:
-        print_rows(query(connection, SUMMARY.format(where=_where(options))), as_json=as_json, title="rejected metrics")
+        rows = query(connection, sql)
+    print_rows(rows, as_json=as_json, title="rejected metrics")
+    lost = sum(row["rejected"] - row["kept"] for row in rows)
+    if lost > 0:
+        click.echo(f"{lost:,} of them cannot be replayed: they were not kept, or are replayed already", err=True)
 
 
 @command.command("list", short_help="List rejected metrics as they were sent.")

@@ -5,6 +5,7 @@ Nothing about the server is taken for granted: the URL may lead to a proxy, a lo
 
 import gzip
 import itertools
+import json
 import random
 import re
 import time
@@ -35,8 +36,11 @@ BatchReport = dict[str, Any]  # the body of a reply of ingest_batch
 class Sender:
     """Posts chunks, and retries each for `retry_for_s` seconds. Threads may share it."""
 
-    def __init__(self, url: str, api_key: str | None, retry_for_s: float) -> None:
-        """Raise ClickException without requests, UsageError for a key that is not visible ASCII."""
+    def __init__(self, url: str, api_key: str | None, retry_for_s: float, users_url: str | None = None) -> None:
+        """`users_url` is where users that nobody knows are registered; by default they are not.
+
+        Raise ClickException without requests, UsageError for a key that is not visible ASCII.
+        """
         try:
             import requests
             import urllib3
@@ -47,6 +51,7 @@ class Sender:
         self._misuse = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
                         requests.exceptions.MissingSchema)  # fmt: skip
         self._url = url
+        self._users_url = users_url
         self._shown_url = _without_password(url)
         self._headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
         if api_key:
@@ -59,23 +64,48 @@ class Sender:
 
     def send(self, chunk: Chunk) -> BatchReport:
         """Return the report. Raise ClickException for a final error, Unreachable when the time to retry is over."""
+        report = self._send(chunk)
+        unknown = {error["index"] for error in report["errors"] if error["code"] == "unknown_user"}
+        if not self._users_url or not unknown:
+            return report
+        self._register({json.loads(chunk.lines[index].metric)["user_id"] for index in unknown})
+        again = self._send(chunk)  # what was stored a moment ago is now a duplicate
+        again["stored"], again["duplicates"] = (
+            report["stored"] + again["stored"],
+            again["duplicates"] - report["stored"],
+        )
+        return again
+
+    def _register(self, user_ids: Iterable[str]) -> None:
+        """Register users by their ids. Raise ClickException."""
+        users = [{"user_id": user_id, "name": user_id} for user_id in sorted(user_ids)]
+        body = gzip.compress(json.dumps(users).encode(), compresslevel=1)
+        reply = self._post(str(self._users_url), body, self._headers | {"Content-Type": "application/json"})
+        if reply.status_code != 200:
+            shown = _without_password(str(self._users_url))
+            raise click.ClickException(f"{shown} answers {reply.status_code}: {_one_line(reply.text)}")
+
+    def _send(self, chunk: Chunk) -> BatchReport:
         body = gzip.compress(b"\n".join(line.metric for line in chunk.lines), compresslevel=1)
-        headers = self._headers | {"Idempotency-Key": chunk.idempotency_key}
+        reply = self._post(self._url, body, self._headers | {"Idempotency-Key": chunk.idempotency_key})
+        return self._report(reply, chunk)
+
+    def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Any:
+        """Return the first reply that does not ask to try again. Raise ClickException, Unreachable."""
+        shown_url = _without_password(url)
         deadline = time.monotonic() + self._retry_for_s
         for attempt in itertools.count():
             pause = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.5, 1)
             try:
-                reply = self._session().post(
-                    self._url, data=body, headers=headers, timeout=TIMEOUT_S, allow_redirects=False
-                )
+                reply = self._session().post(url, data=body, headers=headers, timeout=TIMEOUT_S, allow_redirects=False)
             except self._errors as error:
                 if isinstance(error, self._misuse):
-                    raise click.ClickException(f"{self._shown_url}: {_one_line(error)}") from error
-                reason = f"cannot reach {self._shown_url}: {_cause(error)}"
+                    raise click.ClickException(f"{shown_url}: {_one_line(error)}") from error
+                reason = f"cannot reach {shown_url}: {_cause(error)}"
             else:
                 if reply.status_code not in RETRY_STATUSES:
-                    return self._report(reply, chunk)
-                reason = f"{self._shown_url} answers {reply.status_code} {_one_line(reply.reason or '')}"
+                    return reply
+                reason = f"{shown_url} answers {reply.status_code} {_one_line(reply.reason or '')}"
                 pause = max(pause, retry_after_s(reply.headers))
             if time.monotonic() + pause > deadline:
                 raise Unreachable(f"{reason}; run the command again to continue")

@@ -1,4 +1,4 @@
-"""`metrics-ingest user`: show what is stored about a user, and erase all of it."""
+"""`metrics-ingest user`: show what is stored about a user, and erase all of it. users.py has the other commands."""
 
 import time
 from collections import Counter
@@ -9,8 +9,8 @@ from uuid import UUID
 import click
 from pg8000.native import DatabaseError
 
-from metrics_ingest.admin import database
-from metrics_ingest.admin.console import JSON_OPTION, Record, print_record, print_rows
+from metrics_ingest.admin import database, users
+from metrics_ingest.admin.console import JSON_OPTION, Record, confirm, print_record, print_rows
 from metrics_ingest.storage.driver import sqlstate
 
 STEP = 10_000  # rows that one transaction erases
@@ -42,34 +42,31 @@ METRICS_BY_TYPE = """
 """
 UNDER_WAY = "SELECT FROM user_erasures WHERE user_id = :user_id"
 # From here on, the user's metrics are rejected, and nothing that names the user is kept.
-BEGIN_ERASURE = """
-    WITH begun AS (INSERT INTO user_erasures (user_id) VALUES (CAST(:user_id AS uuid)) ON CONFLICT DO NOTHING)
-    INSERT INTO forgotten_users (user_digest) VALUES (sha256(uuid_send(CAST(:user_id AS uuid)))) ON CONFLICT DO NOTHING
-"""
+BEGIN_ERASURE = (
+    "INSERT INTO user_erasures (user_id) VALUES (CAST(:user_id AS uuid)) ON CONFLICT DO NOTHING",
+    """INSERT INTO forgotten_users (user_digest) VALUES (sha256(uuid_send(CAST(:user_id AS uuid))))
+       ON CONFLICT DO NOTHING""",
+)
 END_ERASURE = "DELETE FROM user_erasures WHERE user_id = :user_id"
 
 STEP_END = """
     SELECT timestamp, metric_id FROM metrics WHERE user_id = :user_id
     ORDER BY timestamp, metric_id OFFSET :step - 1 LIMIT 1
 """
-# The next refresh of the summaries recomputes the hours that these metrics were in.
-ERASE_METRICS = """
-    WITH erased AS (
-        DELETE FROM metrics WHERE user_id = :user_id
-            AND (timestamp, metric_id) <= (CAST(:end_timestamp AS timestamptz), CAST(:end_id AS uuid))
-        RETURNING metric_type, timestamp),
-    repairs AS (
-        INSERT INTO summary_repairs (metric_type, hour)
-        SELECT DISTINCT metric_type, date_trunc('hour', timestamp) FROM erased
-        ON CONFLICT DO NOTHING)
-    SELECT count(*) FROM erased
+UP_TO = """
+    FROM metrics WHERE user_id = :user_id
+        AND (timestamp, metric_id) <= (CAST(:end_timestamp AS timestamptz), CAST(:end_id AS uuid))
 """
+# The next refresh of the summaries recomputes the hours that these metrics were in. A metric that is stored between the
+# two statements is not in the summaries, because a refresh waits.
+REPAIR_HOURS = f"""
+    INSERT INTO summary_repairs (metric_type, hour)
+    SELECT DISTINCT metric_type, date_trunc('hour', timestamp) {UP_TO} ON CONFLICT DO NOTHING
+"""  # made of constants of this module only
+ERASE_METRICS = f"DELETE {UP_TO}"
 LAST_METRIC = ("infinity", UUID(int=2**128 - 1))
 ERASE = """
-    WITH erased AS (
-        DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT :step) AND {condition}
-        RETURNING 1)
-    SELECT count(*) FROM erased
+    DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT :step) AND {condition}
 """
 OF_USER = "user_id = :user_id"
 # What is erased after the metrics, in this order: table, key, condition. The names appear in the output.
@@ -88,7 +85,11 @@ LEFT = " UNION ALL ".join(
 
 @click.group()
 def command() -> None:
-    """Show what is stored about a user, or erase it."""
+    """Register, list and export users; show what is stored about one, or erase it."""
+
+
+for subcommand in (users.add, users.export, users.list_users, users.load):
+    command.add_command(subcommand)
 
 
 @command.command("show", short_help="Show what is stored about a user.")
@@ -119,8 +120,10 @@ def forget(user_id: UUID, yes: bool, as_json: bool) -> None:
         user = _find(connection, user_id)
         if not yes:
             who = user["name"] or user_id
-            click.confirm(f"Erase {who} with {user['metrics']:,} metrics, for good?", abort=True, err=True)
-        connection.run(BEGIN_ERASURE, user_id=user_id)
+            confirm(f"Erase {who} with {user['metrics']:,} metrics, for good?")
+        with database.transaction(connection):
+            for statement in BEGIN_ERASURE:
+                connection.run(statement, user_id=user_id)
         erased: Counter[str] = Counter(dict.fromkeys(("metrics", *REST), 0))
         deadline = time.monotonic() + STRAGGLERS_S
         while not _erase(connection, user_id, erased):
@@ -178,9 +181,11 @@ def _erase_metrics(connection: Any, user_id: UUID) -> int:
     """Erase the user's next metrics, at most STEP; return how many."""
     end = connection.run(STEP_END, user_id=user_id, step=STEP)
     timestamp, metric_id = end[0] if end else LAST_METRIC
-    ((count,),) = connection.run(ERASE_METRICS, user_id=user_id, end_timestamp=timestamp, end_id=metric_id)
-    return int(count)
+    for statement in (REPAIR_HOURS, ERASE_METRICS):
+        connection.run(statement, user_id=user_id, end_timestamp=timestamp, end_id=metric_id)
+    return int(connection.row_count)
 
 
 def _run_step(connection: Any, sql: str, values: Record) -> int:
-    return int(connection.run(sql, step=STEP, **values)[0][0])
+    connection.run(sql, step=STEP, **values)
+    return int(connection.row_count)

@@ -58,11 +58,12 @@ class TooManyReaders(Overloaded):
 
 
 class Session:
-    """One read-only transaction; valid inside the function that is given to `Reader.read`."""
+    """One read-only transaction, begun by its first query; valid inside the function that is given to `Reader.read`."""
 
     def __init__(self, connection: pg8000.native.Connection, remembered: dict[object, tuple[float, Any]]) -> None:
         self._connection = connection
         self._remembered = remembered
+        self._began = False
 
     def remember(self, key: object, compute: Callable[[], Result], keep_s: float = math.inf) -> Result:
         """The result of `compute`, from the last time that it was computed under this key, if that is not too long ago.
@@ -80,8 +81,23 @@ class Session:
         kept: Result = result
         return kept
 
+    def before(self, sql: str) -> tuple[Any, ...]:
+        """Run a query without parameters that returns one row, before the transaction: a third of the cost."""
+        assert not self._began
+        (row,) = self._connection.run(sql)
+        return tuple(row)
+
+    def end(self) -> None:
+        """Commit the transaction, if there is one."""
+        if self._began:
+            self._connection.run("COMMIT")
+            self._began = False
+
     def rows(self, sql: str, **parameters: Any) -> list[Row]:
         """Run one query and return its rows by column name."""
+        if not self._began:
+            self._connection.run(BEGIN)
+            self._began = True
         values: Sequence[Sequence[Any]] = self._connection.run(sql, **parameters) or ()
         names = [column["name"] for column in self._connection.columns or ()]
         return [dict(zip(names, row, strict=True)) for row in values]
@@ -133,9 +149,9 @@ class Reader:
         try:
             if self._connection is None:
                 self._connection = connect(self._database, CONNECT_AND_ANSWER_S)
-            self._connection.run(BEGIN)
-            result = query(Session(self._connection, self._remembered))
-            self._connection.run("COMMIT")
+            session = Session(self._connection, self._remembered)
+            result = query(session)
+            session.end()
             finished = True
             return result
         except pg8000.native.DatabaseError as error:

@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from metrics_ingest import __version__, logs
-from metrics_ingest.dashboard import api, page
+from metrics_ingest.dashboard import api, database_state, page
 from metrics_ingest.dashboard.configuration import Configuration, configuration
 from metrics_ingest.dashboard.reader import reader
 from metrics_ingest.errors import CODES, Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.headers import Headers, combined
 from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.telemetry import telemetry
 
 NAME = "dashboard"
 # No script, style, font, image or request but from this very origin, and no page may frame this one.
@@ -33,17 +34,22 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.configuration: Configuration = configuration()
+        self.telemetry = telemetry()
 
     async def respond(self, request: Request) -> Response:
         """Answer any request. Every error becomes problem+json."""
         _configure_logging(self.configuration.log_level)
+        code = ""
         try:
             response = await self._answer(request)
         except Exception as error:  # noqa: BLE001  # the last resort: a defect becomes internal_error with a correlation id
             if isinstance(error, RequestRefused):
                 facts = {"function": NAME, "status": CODES[error.code].value, "code": error.code}
-                logger.info("request refused", extra={"facts": facts})
-            response = problem(error)
+                logger.info("request refused", extra={"facts": facts | logs.trace(request.scope["headers"])})
+            response = reply = problem(error, logs.trace(request.scope["headers"]))
+            code = reply.code
+        if self.telemetry:
+            self.telemetry.request(NAME, response.status_code, code)
         response.raw_headers.extend(SECURITY)
         return response
 
@@ -66,6 +72,9 @@ class Dashboard:
             case ["health"]:
                 await reader().read(api.health)
                 return _status(database="ok")
+            case ["metrics"] if self.telemetry:
+                counted = self.telemetry.exposition() + await database_state.exposition()
+                return Reply(200, counted, media_type=self.telemetry.content_type)
             case ["api", name] if name in api.ENDPOINTS:
                 authenticate(headers, self.configuration.read_keys)
                 return await api.answer(name, request.scope["query_string"])

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from metrics_ingest import logs
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.auth import authenticate
 from metrics_ingest.http.bodies import Memory, Reservation, check_structure, gunzip, read_body
@@ -121,7 +122,9 @@ class PubsubService(Service):
         finally:
             reservation.release()
         if rejected.faults:
+            self.count_rejected(rejected)
             facts = {"function": self.function.name, "refused": len(rejected.faults), "key": caller}
+            facts |= logs.trace(request.scope["headers"])
             logger.info("rejected metrics of a message are acknowledged", extra={"facts": facts})
             await keep(self.function.name, caller, rejected, keyed=True)
         acknowledgement = Reply(204, b"")

@@ -2,8 +2,10 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 class Reply(Response):
     """A response whose body and headers are bytes already, which saves Starlette's rendering and encoding."""
 
+    code = ""  # of a problem
     rejected: Rejected | None = None  # of a batch: what the service puts in quarantine
     shorter = b""  # a body to send instead when memory is short
     release: Callable[[], None] | None = None  # to be called when the client has read the reply
@@ -81,25 +84,36 @@ def report_reply(report: Report, *, strict: bool = False) -> Reply:
         "rejected": rejected,
         **({"valid": report.received - rejected} if strict and rejected else {}),
     }
-    count = report.fault_count
-    per_metric = None if count <= MAX_LISTED else 1
-    found = ((position, fault) for position in sorted(report.faults) for fault in report.faults[position][:per_metric])
+    applied = [(b"preference-applied", b"handling=strict")] if strict else []
+    return accounts_reply(report.status, counts, report.faults, report.fault_count, applied)
+
+
+def accounts_reply(
+    status: HTTPStatus,
+    counts: Mapping[str, object],
+    faults: Mapping[int, Sequence[Fault]],
+    fault_count: int,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> Reply:
+    """Return a reply with `counts` and the faults of each item by position, at most MAX_LISTED of all `fault_count`."""
+    per_item = None if fault_count <= MAX_LISTED else 1
+    found = ((position, fault) for position in sorted(faults) for fault in faults[position][:per_item])
     errors = [{"index": position, **fault.entry()} for position, fault in islice(found, MAX_LISTED)]
 
     def body(errors: list[dict[str, Any]]) -> bytes:
-        omitted = {"errors_omitted": count - len(errors)} if count > len(errors) else {}
+        omitted = {"errors_omitted": fault_count - len(errors)} if fault_count > len(errors) else {}
         return to_json({**counts, "errors": errors, **omitted})
 
-    reply = Reply(report.status, body(errors), [(b"preference-applied", b"handling=strict")] if strict else [])
+    reply = Reply(status, body(errors), headers)
     if errors:
         reply.shorter = body([])
     return reply
 
 
-def problem(error: Exception) -> Reply:
+def problem(error: Exception, trace: Mapping[str, str] = MappingProxyType({})) -> Reply:
     """Return the reply for any exception (RFC 9457); this is the only place that makes one.
 
-    An unexpected exception is logged with a correlation id, and the reply holds that id only.
+    An unexpected exception is logged with a correlation id and the fields of `trace`, and the reply holds that id only.
     """
     headers: dict[str, str] = {}
     if isinstance(error, RequestRefused) and error.code in CODES:
@@ -109,8 +123,10 @@ def problem(error: Exception) -> Reply:
     else:
         correlation_id = str(uuid.uuid4())
         reason = error.reason if isinstance(error, StatementRefused) else None  # others' may hold anything
-        facts = {"correlation_id": correlation_id, "reason": reason}
+        facts = {"correlation_id": correlation_id, "reason": reason, **trace}
         logger.error("internal error", exc_info=error, extra={"facts": facts})
         faults = (Fault("internal_error", f"an internal error; its correlation id is {correlation_id}"),)
     fields = ((name.lower().encode(), value.encode()) for name, value in headers.items())
-    return Reply(CODES[faults[0].code], problem_body(faults), fields, PROBLEM_JSON)
+    reply = Reply(CODES[faults[0].code], problem_body(faults), fields, PROBLEM_JSON)
+    reply.code = faults[0].code
+    return reply

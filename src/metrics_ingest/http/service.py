@@ -19,8 +19,9 @@ from metrics_ingest.http.headers import Headers, accepted_media_type, combined
 from metrics_ingest.http.replies import Reply, problem
 from metrics_ingest.server.short_path import short_path
 from metrics_ingest.settings import settings
-from metrics_ingest.storage.quarantine import Rejected, keep
+from metrics_ingest.storage.quarantine import UNLISTED, Rejected, keep
 from metrics_ingest.storage.writer import writer
+from metrics_ingest.telemetry import telemetry
 
 HEALTH_TIMEOUT_S = 2.0
 LARGE_REPLY = 16_384  # bytes; replies above it are counted until the client has read them
@@ -35,8 +36,9 @@ class Service:
     """One HTTP function.
 
     `name` is its name in FUNCTIONS. `handler` gets each body, decompressed, with the header fields, and returns the
-    reply or raises. A body holds at most `max_items` metrics (or users). With `keeps_rejected`, the metrics that the
-    handler refuses are put in quarantine. `memory` is that of another service of the same function, to share it.
+    reply or raises. A body holds at most `max_items` metrics (or users); with `takes_one` an object is one of them.
+    With `keeps_rejected`, the metrics that the handler refuses are put in quarantine. `memory` is that of another
+    service of the same function, to share it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Service:
         max_items: int = 1,
         *,
         keeps_rejected: bool = False,
+        takes_one: bool = False,
         memory: Memory | None = None,
     ) -> None:
         self.function = BY_NAME[name]
@@ -53,13 +56,16 @@ class Service:
         self._handler = handler
         self._max_items = max_items
         self._keeps_rejected = keeps_rejected
+        self._takes_one = takes_one
         self._cors = Cors(self.settings.cors_origins) if self.settings.cors_origins else None
         self.memory = memory or Memory(self.settings.max_body_bytes)
         self._free_for_replies = self.settings.max_body_bytes
+        self.telemetry = telemetry()
         logs.start(self.settings)
 
     async def respond(self, request: Request) -> Response:
         """Reply to any request. Raise nothing, because functions-framework would reply in a form of its own."""
+        code = ""
         try:
             begin_process()
             method = request.scope["method"]
@@ -71,12 +77,15 @@ class Service:
         except Exception as error:  # noqa: BLE001  # the last resort: every error reply has our form
             if isinstance(error, RequestRefused) and error.code in CODES:
                 facts = {"function": self.function.name, "status": CODES[error.code].value, "code": error.code}
-                logger.info("request refused", extra={"facts": {**facts, "key": request.scope.get("caller")}})
-            response = self._error_reply(request, error)
+                more = {"key": request.scope.get("caller"), **logs.trace(request.scope["headers"])}
+                logger.info("request refused", extra={"facts": facts | more})
+            code, response = self._error_reply(request, error)
         if not request.scope.get("body_is_read") and short_path(request.scope) is None and _has_body(request):
             response.raw_headers.append((b"connection", b"close"))  # else uvicorn would read all of it
         if len(response.body) > LARGE_REPLY and isinstance(response, Reply):
             self._reserve(response)
+        if self.telemetry:
+            self.telemetry.request(self.function.name, response.status_code, code)
         if self._cors:
             response.raw_headers.extend(self._cors.fields(request.scope["headers"]))
         return response
@@ -94,14 +103,15 @@ class Service:
         response.release = release
 
     async def _other(self, request: Request) -> Response:
-        if request.method in ("GET", "HEAD"):
+        if request.method in ("GET", "HEAD") and not _has_body(request):
             return await self._get(request)
         if request.method == "OPTIONS" and self._cors:
             return preflight()
         methods = " or ".join(self.function.methods)
         allowed = sorted(("GET", "HEAD", *self.function.methods, *(["OPTIONS"] if self._cors else [])))
+        what = "a body with GET" if request.method == "GET" else request.method
         raise RequestRefused(
-            Fault("method_not_allowed", f"{request.method} is not served here; send a {methods}"),
+            Fault("method_not_allowed", f"{what} is not served here; send a {methods}"),
             headers={"Allow": ", ".join(allowed)},
         )
 
@@ -118,12 +128,14 @@ class Service:
         """Return the body, decompressed and within all limits. Raise RequestRefused, Overloaded."""
         ndjson = accepted_media_type(headers, self.function.media_types) == NDJSON
         body = await read_body(request, headers, self.settings.max_body_bytes, reservation)
-        check_structure(body, self._max_items, ndjson=ndjson)
+        is_one = self._takes_one and body.lstrip(b" \t\r\n").startswith(b"{")
+        check_structure(body, 1 if is_one else self._max_items, ndjson=ndjson)
         return body
 
-    def _error_reply(self, _request: Request, error: Exception) -> Response:
-        """Return the reply for any exception."""
-        return problem(error)
+    def _error_reply(self, request: Request, error: Exception) -> tuple[str, Response]:
+        """Return the reply for any exception, and its code."""
+        reply = problem(error, logs.trace(request.scope["headers"]))
+        return reply.code, reply
 
     async def _handle(self, body: bytes, headers: Headers, caller: str | None) -> Reply:
         """Return the handler's reply, after putting in quarantine what it refused."""
@@ -137,13 +149,22 @@ class Service:
             raise
         finally:
             if rejected and rejected.faults and self._keeps_rejected:
+                self.count_rejected(rejected)
                 await keep(self.function.name, caller, rejected, keyed=b"idempotency-key" in headers)
 
+    def count_rejected(self, rejected: Rejected) -> None:
+        """Count the metrics for `GET …/metrics`."""
+        if self.telemetry:
+            for faults in rejected.faults.values():
+                self.telemetry.rejected(self.function.name, faults[0].code if faults else UNLISTED)
+
     async def _get(self, request: Request) -> Response:
-        """Reply 200: liveness, or on a path that ends with /health after the database has replied."""
+        """Reply 200: liveness; on …/health after the database has replied; on …/metrics with what has been counted."""
         if request.scope["path"] in FRAMEWORK_PATHS:
             raise RequestRefused(Fault("not_found", f"nothing is served at {request.scope['path']}"))
         status = {"function": self.function.name, "version": __version__}
+        if self.telemetry and request.scope["path"].rstrip("/").endswith("/metrics"):
+            return Reply(200, self.telemetry.exposition(), media_type=self.telemetry.content_type)
         if not request.scope["path"].rstrip("/").endswith("/health"):
             return Reply(200, to_json({**status, "status": "ok"}))
         await writer().ping(HEALTH_TIMEOUT_S)

@@ -1,6 +1,7 @@
 """`make run`: all functions on one port, loaded by functions-framework from the same files as in the cloud."""
 
 import ipaddress
+import json
 import os
 import re
 import signal
@@ -15,14 +16,14 @@ from functions_framework import create_app
 from pg8000.exceptions import Error
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from metrics_ingest.admin.database import failure
+from metrics_ingest.admin.database import RUNNING, failure, running_emulator
 from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.functions import FUNCTIONS, owner
 from metrics_ingest.http.replies import problem
 from metrics_ingest.local.front_page import front_page
 from metrics_ingest.local.refreshing import Refresher
 from metrics_ingest.server.handler import without_middleware
-from metrics_ingest.settings import settings
+from metrics_ingest.settings import BadSetting, Database, Settings
 from metrics_ingest.storage import migrations
 
 OTHER_HOST = "the emulator is called localhost; to give it another name, set HOST"
@@ -36,6 +37,7 @@ metrics-ingest is ready:
   start here {base}/
   dashboard  {base}/dashboard/{locked}
   API page   {base}/docs
+  metrics of the functions themselves, for Prometheus: {base}/metrics
 {routes}
 
 try it:
@@ -44,8 +46,9 @@ try it:
   curl {base}/ingest/ -H 'Content-Type: application/json' \\
     -d '{{"user_id":"b2a7465b-5d83-40c6-b8b6-2f8f15cbf23d","metric_type":"talked_time","value":12.34,\
 "timestamp":"2024-08-08T12:34:56Z","metric_id":"6f1c2b7e-3a52-4c0e-9d3b-0a4f5b1c2d3e"}}'
-see what is stored:
+see what is stored, and manage it:
   echo 'SELECT * FROM metrics' | {psql}
+  {command} --help
 
 stop with Ctrl-C
 """
@@ -104,7 +107,7 @@ def load(directory: Path, base: str, stored: Callable[[], None], host: str) -> D
     names = [function.name for function in FUNCTIONS if function.name != "dashboard" or _may_read()]
     apps = {name: create_app(name, str(directory / name / "main.py"), "http") for name in names}
     functions = {name: without_middleware(app) for name, app in apps.items()}
-    front = front_page({name: f"{base}/{name}/health" for name in names})
+    front = front_page({name: f"{base}/{name}/health" for name in names}, with_metrics="dashboard" in names)
     return Dispatcher({"dashboard": _dashboard_without_keys, **functions}, front, stored, host)
 
 
@@ -122,16 +125,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Whoever sets keys for sending does not expect that anybody may read, so then the dashboard needs READ_KEYS.
     os.environ.setdefault("ALLOW_ANONYMOUS", "false" if os.environ.get("API_KEYS", "").strip() else "true")
+    os.environ.setdefault("PROMETHEUS", "true")
     host = os.environ.get("HOST") or "127.0.0.1"
     listener = _listen(host, os.environ.get("PORT") or "8000")
-    with suppress(KeyboardInterrupt), _database() as psql:  # uvicorn raises it again after it has stopped
-        base = _address(host, listener.getsockname()[1])
-        with Refresher(settings().database).running() as refresher:
-            refresher.notice()  # of metrics that were stored while no emulator ran
-            functions = load(ROOT / "functions", base, refresher.notice, host)
-            _announce(base, psql)
-            config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
-            uvicorn.Server(config).run(sockets=[listener])
+    base = _address(host, listener.getsockname()[1])
+    with (
+        suppress(KeyboardInterrupt),  # which uvicorn raises again, once it has stopped
+        _database(base) as (owner_database, psql),
+        Refresher(owner_database).running() as refresher,
+    ):
+        refresher.notice()  # of metrics that were stored while no emulator ran
+        functions = load(ROOT / "functions", base, refresher.notice, host)
+        _announce(base, psql)
+        config = uvicorn.Config(functions, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _address(host: str, port: int) -> str:
@@ -147,33 +154,56 @@ def _listen(host: str, port: str) -> socket.socket:
     except (ValueError, OverflowError):
         raise SystemExit(f"metrics-ingest: PORT must be a number from 0 to 65535, not {port!r}") from None
     except OSError as error:
+        _refuse_second()
         raise SystemExit(
             f"metrics-ingest: cannot listen on {host}:{port} ({error.strerror}); try another port: make run PORT=8001"
         ) from None
 
 
+def _refuse_second() -> None:
+    """Raise SystemExit if another `make run` uses the embedded database that this one would use."""
+    if not _is_configured() and (other := running_emulator()) and other["directory"] == Path.cwd():
+        raise SystemExit(f"metrics-ingest: `make run` is running already: {other['url']}/ (process {other['process']})")
+
+
+def _is_configured() -> bool:
+    return bool(os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"))
+
+
 @contextmanager
-def _database() -> Iterator[str]:
-    """Migrate the configured database, or an embedded one that DATABASE_URL then names; yield a psql command for it."""
-    if os.environ.get("DATABASE_URL") or os.environ.get("PGHOST"):
-        _migrate()
-        yield 'psql "$DATABASE_URL"'
+def _database(base: str) -> Iterator[tuple[Database, str]]:
+    """Migrate the configured database, or an embedded one; yield it as its owner, and a psql command for it.
+
+    The functions use a configured database as it is, and the embedded one as metrics_writer and metrics_reader.
+    """
+    if _is_configured():
+        yield _migrate(), 'psql "$DATABASE_URL"'
         return
     from metrics_ingest.local import postgres
 
     try:
         with postgres.run_server() as url:
             os.environ["DATABASE_URL"] = url
-            _migrate()
-            yield "make psql"
+            owner_database = _migrate()
+            for variable, role in (("DATABASE_URL", "metrics_writer"), ("READ_DATABASE_URL", "metrics_reader")):
+                os.environ[variable] = postgres.url_as(url, role)
+            RUNNING.write_text(json.dumps({"process": os.getpid(), "url": base, "database_url": url}))
+            try:
+                yield owner_database, "make psql"
+            finally:
+                RUNNING.unlink(missing_ok=True)
     except postgres.AlreadyRunning as error:
+        _refuse_second()
         raise SystemExit(f"metrics-ingest: {error}; is `make run` running already?") from None
 
 
-def _migrate() -> None:
-    database = settings().database
+def _migrate() -> Database:
     try:
+        database = Settings.from_environment(os.environ).database
         migrations.migrate(database)
+        return database
+    except BadSetting as error:
+        raise SystemExit(f"metrics-ingest: {error}") from None
     except migrations.UnknownMigrations as error:
         raise SystemExit(f"metrics-ingest: DATABASE_URL: {error}") from None
     except (Error, OSError) as error:
@@ -189,8 +219,11 @@ def _announce(base: str, psql: str) -> None:
         if method != "GET"
         for path in function.paths
     )
+    command = Path(sys.executable).with_name("metrics-ingest")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
     locked = "" if _may_read() else "  (closed: set READ_KEYS or ALLOW_ANONYMOUS)"
-    sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql, locked=locked))
+    sys.stdout.write(READY_MESSAGE.format(routes=routes, base=base, psql=psql, command=command, locked=locked))
     sys.stdout.flush()
 
 

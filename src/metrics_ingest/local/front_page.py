@@ -25,11 +25,13 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from metrics_ingest import __version__
+from metrics_ingest.dashboard import database_state
 from metrics_ingest.dashboard.service import SECURITY
 from metrics_ingest.errors import Fault, RequestRefused, StoreUnavailable
 from metrics_ingest.http import openapi
 from metrics_ingest.http.functions import FUNCTIONS, Function
 from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.telemetry import telemetry
 
 PATHS = ("/", "/docs", "/health", "/openapi.json", "/client.js")
 HEALTH_TIMEOUT_S = 4.0  # more than a function waits for its database
@@ -62,8 +64,11 @@ class FunctionsUnavailable(StoreUnavailable):
         self.faults = tuple(Fault("store_unavailable", detail, name) for name, detail in faults.items())
 
 
-def front_page(health_urls: Mapping[str, str]) -> Starlette:
-    """Make the application. `health_urls` are the addresses of each function's health check, by its name."""
+def front_page(health_urls: Mapping[str, str], *, with_metrics: bool = False) -> Starlette:
+    """Make the application. `health_urls` are the addresses of each function's health check, by its name.
+
+    `with_metrics` serves /metrics, for a process in which all functions run.
+    """
 
     async def index(request: Request) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
@@ -104,6 +109,8 @@ def front_page(health_urls: Mapping[str, str]) -> Starlette:
         Route("/openapi.json", document),
         Route("/client.js", client),
     ]
+    if with_metrics:
+        routes.append(Route("/metrics", metrics))
     if swagger_ui := _swagger_ui():
         routes += [
             Route("/docs", api_page),
@@ -113,6 +120,15 @@ def front_page(health_urls: Mapping[str, str]) -> Starlette:
     application = Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
     application.router.redirect_slashes = False
     return application
+
+
+async def metrics(request: Request) -> Response:
+    """Return what all functions of this process have counted, and the state of their database."""
+    counted = telemetry()
+    if not counted:
+        return not_found(request)
+    body = counted.exposition() + await database_state.exposition()
+    return Reply(200, body, media_type=counted.content_type)
 
 
 VARY = ((b"vary", b"Accept"),)

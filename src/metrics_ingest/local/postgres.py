@@ -73,6 +73,16 @@ def _url(info: Any, database: str) -> str:
     return f"postgresql://postgres@/{database}?host={quote(str(info.socket_dir), safe='/')}&port={info.port}"
 
 
+def url_as(url: str, role: str) -> str:
+    """Let a role log in to the embedded server, which asks nobody on this machine for a password; return its URL."""
+    connection = connect(read_database({"DATABASE_URL": url}), 10)
+    try:
+        connection.run(f"ALTER ROLE {pg8000.native.identifier(role)} LOGIN")
+    finally:
+        connection.close()
+    return url.replace("postgresql://postgres@", f"postgresql://{role}@", 1)
+
+
 def _ensure_database(server: Any, name: str) -> str:
     """Create the database when it is missing; return its URL."""
     connection = connect(read_database({"DATABASE_URL": url_of(server, "postgres")}), 10)

@@ -31,6 +31,7 @@ ITEMS_PER_STEP = 200  # of the slow path, which takes at most 20 µs for each
 METRICS_PER_STEP = 1_000
 ONE = (0,)  # the positions of a batch of one metric
 IS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
+IS_ARRAY = re.compile(rb"[ \t\r\n]*\[")
 
 
 @dataclass(slots=True)
@@ -61,7 +62,14 @@ class Batch:
 def parse_one(body: bytes, key: str | None) -> Batch:
     """Read one metric. Raise RequestRefused with all its faults."""
     chosen = settings()
-    rows, faults = metric.complete([READER.read(body)], ONE, key, chosen.max_future_skew_s, chosen.max_past_s)
+    try:
+        one = READER.read(body)
+    except RequestRefused as refused:
+        if IS_ARRAY.match(body) and refused.code == "invalid_field":
+            detail = "one metric is expected, a JSON object; send an array of metrics to /ingest_batch/"
+            raise RequestRefused(Fault("invalid_field", detail)) from None
+        raise
+    rows, faults = metric.complete([one], ONE, key, chosen.max_future_skew_s, chosen.max_past_s)
     if faults:
         raise RequestRefused(*faults[0])
     return Batch([body], rows, ONE, faults)
@@ -175,6 +183,9 @@ def _items(body: bytes) -> list[Any]:
     """Parse a body that should be an array of metrics, or {"metrics": [...]}. Raise RequestRefused if it is neither."""
     document = parse_json(body)
     field = "metrics" if isinstance(document, dict) else None
+    if field and field not in document and "metric_type" in document:
+        detail = 'one metric; send an array of metrics, or {"metrics": [...]}, or one metric to /ingest/'
+        raise RequestRefused(Fault("missing_field", detail, field))
     if field:
         faults = [] if field in document else [Fault("missing_field", "metrics is missing", field)]
         faults += document.faults() if isinstance(document, RepeatedFields) else []

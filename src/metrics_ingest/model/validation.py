@@ -5,12 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NotRequired, TypeVar
 from uuid import UUID
 
 from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema, from_json, to_json
+from typing_extensions import TypedDict, get_type_hints
 
 from metrics_ingest.errors import Fault, RequestRefused
 
@@ -42,6 +44,19 @@ def _one_error(source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
     )
 
 
+def _with_one_error_a_field(source: Any) -> Any:
+    """The TypedDict with ONE_ERROR for each field, so that the number of errors is that of invalid fields."""
+    fields: dict[str, Any] = {}
+    for name, kind in get_type_hints(source, include_extras=True).items():
+        if name in source.__optional_keys__:  # the kind is NotRequired[…]
+            fields[name] = NotRequired[Annotated[kind.__args__[0], ONE_ERROR]]
+        elif name in source.__required_keys__ and name != "__pydantic_config__":
+            fields[name] = Annotated[kind, ONE_ERROR]
+    counted: Any = TypedDict("counted", fields)  # type: ignore[misc]  # a type made at run time
+    counted.__pydantic_config__ = source.__pydantic_config__  # type: ignore[attr-defined]  # pydantic's way for a TypedDict
+    return counted
+
+
 # For fast paths: one error in place of all. Each error of an object holds a copy of what is wrong, so that the four
 # missing fields of a metric with 10 MB of wide characters in an unknown one took 240 MiB; with one error it is 90 MiB.
 ONE_ERROR = GetPydanticSchema(_one_error)
@@ -67,10 +82,15 @@ class ObjectReader(Generic[Validated]):
     """Validates the JSON objects of one TypedDict."""
 
     def __init__(self, source: type[Validated]) -> None:
+        self._source = source
         self._full = TypeAdapter(source)
         self._fast: TypeAdapter[Validated] = TypeAdapter(Annotated[source, ONE_ERROR])  # type: ignore[arg-type]  # a type made at run time
         self._fields = frozenset(source.__annotations__) - {"__pydantic_config__"}
         self._required = len(source.__required_keys__ - {"__pydantic_config__"})  # type: ignore[attr-defined]  # a TypedDict's
+
+    @cached_property
+    def _counting(self) -> TypeAdapter[Validated]:  # made when it is needed: it would delay the start
+        return TypeAdapter(_with_one_error_a_field(self._source))
 
     def read(self, body: bytes) -> Validated:
         """Validate a JSON text. Raise RequestRefused with all its faults."""
@@ -104,12 +124,15 @@ class ObjectReader(Generic[Validated]):
         if not (line.startswith(b"{") and line.endswith(b"}")):  # no object
             return 1
         try:
-            return self.count_item(parse_json(line))
-        except RequestRefused:
+            item = from_json(line)
+        except ValueError:
             return 1
+        return self.count_item(item if line.count(b",") == _commas(item) else parse_json(line))
 
     def count_item(self, item: Any) -> Validated | int:
         """Validate as `read_item`, but return only the number of faults, in a quarter of the time."""
+        if item == {}:  # a body can have very many of these, and of others without a known field
+            return self._required
         if isinstance(item, RepeatedFields):  # these cost their sender more than a count costs
             try:
                 return self.read_item(item)
@@ -119,12 +142,12 @@ class ObjectReader(Generic[Validated]):
             return 1
         known = {name: item[name] for name in item if name in self._fields}
         unknown = min(len(item) - len(known), MAX_UNKNOWN_FIELDS)
-        if not known:  # a body can have very many of these
+        if not known:
             return unknown + self._required
         try:
-            validated = self._full.validate_json(to_json(known))
+            validated = self._counting.validate_json(to_json(known))
         except ValidationError as error:
-            return unknown + len({each["loc"][0] for each in error.errors(include_url=False, include_input=False)})
+            return unknown + error.error_count()
         return unknown or validated
 
 
@@ -154,12 +177,16 @@ def parse_json(body: bytes) -> Any:
     return document
 
 
-def _commas(value: Any) -> int:
-    """The number of commas between the parts of a parsed JSON value."""
-    if not isinstance(value, dict | list):
-        return 0
-    parts = value.values() if isinstance(value, dict) else value
-    return max(len(value) - 1, 0) + sum(map(_commas, parts))
+def _commas(document: Any) -> int:
+    """The number of commas between the parts of a parsed JSON text."""
+    commas = 0
+    values = [document]
+    for value in values:  # which grows: a recursion takes five times as long
+        if value.__class__ is dict or value.__class__ is list:
+            if len(value) > 1:
+                commas += len(value) - 1
+            values += value.values() if value.__class__ is dict else value
+    return commas
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

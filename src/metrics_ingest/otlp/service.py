@@ -12,7 +12,7 @@ from metrics_ingest.errors import Fault, RequestRefused
 from metrics_ingest.http.bodies import Memory, Reservation, read_body
 from metrics_ingest.http.functions import JSON
 from metrics_ingest.http.headers import Headers, accepted_media_type, combined, media_type
-from metrics_ingest.http.replies import Reply, problem
+from metrics_ingest.http.replies import Reply
 from metrics_ingest.http.service import Service
 from metrics_ingest.model.validation import excerpt
 from metrics_ingest.otlp.replies import status
@@ -50,12 +50,12 @@ class OtlpService(Service):
         reservation.add(len(body))
         return body
 
-    def _error_reply(self, request: Request, error: Exception) -> Response:
-        reply = problem(error)
+    def _error_reply(self, request: Request, error: Exception) -> tuple[str, Response]:
+        code, reply = super()._error_reply(request, error)
         facts = from_json(bytes(reply.body))
         sent = media_type(combined(request.scope["headers"]))
         chosen = sent if sent in self.function.media_types else JSON
-        return status(reply, chosen, f"{facts['code']}: {facts['detail']}")
+        return code, status(reply, chosen, f"{code}: {facts['detail']}")
 
 
 def inflate(packed: bytes, limit: int) -> bytes:

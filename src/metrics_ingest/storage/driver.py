@@ -4,7 +4,9 @@ import os
 import socket
 import ssl
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pg8000.dbapi
@@ -25,6 +27,7 @@ UNAVAILABLE = (
     "40", "55P03",  # deadlock or serialization failure; lock not available
     "0A000",  # a cached plan whose result type a migration changed
 )  # fmt: skip
+NOT_HERE = ("08", "57P", "53300")  # another host may take the connection: shutting down, starting, too many connections
 LOST = ("08", "57P")  # of those, the ones after which the connection is unusable, whatever their severity
 SESSION: dict[str, Any] = {"application_name": "metrics-ingest", "startup_params": {"client_encoding": "UTF8"}}
 RECEIVE_BYTES = 65_536
@@ -65,6 +68,10 @@ class DatabaseSocket:
     def __init__(self, connection: pg8000.native.Connection) -> None:
         self.socket = connection._usock
         self._file = connection._sock  # pg8000's buffered file of the same socket, which may have read ahead
+        if self.socket.family != socket.AF_UNIX:
+            # Else the last part of a large request, which TLS sends in records of 16 KiB, waits until the one before is
+            # acknowledged: up to 40 ms. libpq does so, too.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self) -> None:
         """Close the socket now. Its file must be closed too, else it stays open until the file is collected."""
@@ -85,6 +92,26 @@ class DatabaseSocket:
 
 def connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
     """Open a connection; `timeout_s` bounds each read and write on it. Raise pg8000's errors and OSError."""
+    return _first_that_answers(_connect, database, timeout_s)
+
+
+def _first_that_answers(
+    attempt: Callable[[Database, float | None], Any], database: Database, timeout_s: float | None
+) -> Any:
+    """Connect to the first of the hosts that can be reached and takes connections. Raise what the last one raises."""
+    each_s = timeout_s and timeout_s / (1 + len(database.others))
+    for host, port in database.others:
+        try:
+            return attempt(database, each_s)
+        except (InterfaceError, DatabaseError, OSError) as error:
+            # What a server refuses for another reason, such as a wrong password, the others would, too.
+            if isinstance(error, DatabaseError) and not sqlstate(error).startswith(NOT_HERE):
+                raise
+        database = replace(database, host=host, port=port)
+    return attempt(database, each_s)
+
+
+def _connect(database: Database, timeout_s: float | None) -> pg8000.native.Connection:
     if database.cloud_sql_instance:
         return _to_native(connect_dbapi(database, timeout_s))
     arguments = connection_arguments(database, timeout_s)
@@ -131,6 +158,10 @@ def _open_socket(database: Database, unix_socket: str | None, timeout_s: float |
 
 def connect_dbapi(database: Database, timeout_s: float | None) -> pg8000.dbapi.Connection:
     """Open a connection as `connect` does, with the API of pg8000.dbapi."""
+    return _first_that_answers(_connect_dbapi, database, timeout_s)
+
+
+def _connect_dbapi(database: Database, timeout_s: float | None) -> pg8000.dbapi.Connection:
     if database.cloud_sql_instance:
         from metrics_ingest.storage import cloudsql  # an extra dependency, installed only where it is used
 

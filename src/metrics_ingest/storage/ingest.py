@@ -1,6 +1,7 @@
 """Stores a batch of metrics, and accounts for every one of them."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -9,8 +10,9 @@ from metrics_ingest.errors import Fault, StatementRefused
 from metrics_ingest.model.batch import Batch
 from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.model.validation import MAX_LISTED, excerpt
-from metrics_ingest.storage.operations import Commit, Operation, Outcome
-from metrics_ingest.storage.writer import writer
+from metrics_ingest.storage.nodes import nodes
+from metrics_ingest.storage.operations import Commit, Outcome
+from metrics_ingest.telemetry import telemetry
 
 
 @dataclass(slots=True)
@@ -53,8 +55,9 @@ async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> 
         commit = Commit.DRY_RUN if batch.faults else Commit.ALL_OR_NOTHING
     outcomes = []
     if batch.rows:
-        outcomes = await writer().write(Operation.STORE_METRICS, batch.rows, commit, timeout_s)
+        outcomes = await nodes().write(batch.rows, commit, timeout_s)
     if not outcomes and not batch.faults:
+        _count(batch.received, 0)
         return Report(batch.received, batch.rows, batch.received, 0, {})
     rejected = [outcome for outcome in outcomes if outcome.kind != "duplicate"]
     faults, unlisted = dict(batch.faults), batch.unlisted
@@ -70,7 +73,13 @@ async def store(batch: Batch, *, strict: bool = False, timeout_s: float = 0) -> 
         return Report(batch.received, batch.rows, 0, 0, faults, unlisted)
     duplicates = len(outcomes) - len(rejected)
     stored = batch.received - duplicates - len(faults)
+    _count(stored, duplicates)
     return Report(batch.received, batch.rows, stored, duplicates, faults, unlisted)
+
+
+def _count(stored: int, duplicates: int) -> None:
+    if counted := telemetry():
+        counted.accepted(stored, duplicates)
 
 
 def _fault(outcome: Outcome, row: MetricRow) -> Fault:
@@ -79,10 +88,10 @@ def _fault(outcome: Outcome, row: MetricRow) -> Fault:
     facts = outcome.facts
     match outcome.kind:
         case "unknown_user":
-            field_name, detail = "user_id", f"user {UUID(bytes=user_id)} is not registered"
+            field_name = "user_id"
+            detail = f"user {UUID(bytes=user_id)} is not registered; POST /users/ registers a user"
         case "unknown_metric_type":
-            state = "retired" if facts["retired"] else "not registered"
-            field_name, detail = "metric_type", f"metric type {metric_type} is {state}"
+            field_name, detail = "metric_type", _unknown_type(metric_type, facts)
         case "value_out_of_range":
             field_name, detail = "value", f"{metric_type} must be {_range(facts)}, got {excerpt(value)}"
         case "metric_conflict":  # "before" may be in another request, because the writer merges requests
@@ -90,6 +99,15 @@ def _fault(outcome: Outcome, row: MetricRow) -> Fault:
         case unknown:
             raise StatementRefused(f"store_metrics returned the outcome {unknown!r:.100}")
     return Fault(outcome.kind, detail, field_name, str(UUID(bytes=metric_id)))
+
+
+def _unknown_type(metric_type: str, facts: dict[str, Any]) -> str:
+    """Say what to do about a metric type that is not accepted."""
+    if facts["retired"]:
+        return f"metric type {metric_type} is retired"
+    alike = get_close_matches(metric_type, facts.get("alike") or (), cutoff=0.5)
+    hint = f"is it {' or '.join(alike)}? " if alike else ""
+    return f"metric type {metric_type} is not registered; {hint}`metrics-ingest type add {metric_type}` registers it"
 
 
 def _range(facts: dict[str, Any]) -> str:

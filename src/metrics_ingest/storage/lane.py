@@ -17,13 +17,15 @@ from metrics_ingest.errors import StatementRefused, StoreUnavailable
 from metrics_ingest.settings import Database
 from metrics_ingest.storage import operations, pgwire
 from metrics_ingest.storage.driver import RECEIVE_BYTES, DatabaseSocket, connect, reason_of, translate
-from metrics_ingest.storage.operations import BEGIN, COMMIT, ROLLBACK, Commit, Operation, Outcome
+from metrics_ingest.storage.operations import BEGIN, COMMIT, ROLLBACK, STORES, Commit, Operation, Outcome
 from metrics_ingest.storage.pgwire import IDLE, IN_TRANSACTION, Statement
 from metrics_ingest.storage.seen_sessions import SeenSessions
 
 MAX_IDLE_S = 60.0  # firewalls and NATs drop idle connections without notice, some after four minutes
 CONNECT_TIMEOUT_S = 5.0  # shorter than a request's time, so that a lost first packet leaves time for a second attempt
 NOTHING = memoryview(b"")
+# Only `migrate` on Citus makes this function (migrations/functions/citus/).
+IS_DISTRIBUTED = pgwire.one_row("SELECT to_json(to_regproc('public.locate_users') IS NOT NULL)", [])
 
 
 class Lane:
@@ -40,6 +42,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._socket: DatabaseSocket | None = None
         self._last_used = 0.0  # in the loop's time
+        self.distributed = False  # whether the database that it was last connected to is on Citus
         # The exchange in progress:
         self._answer: pgwire.Answer | None = None
         self._answered: asyncio.Future[None] | None = None
@@ -50,7 +53,7 @@ class Lane:
 
         Raise StoreUnavailable (ConnectionLost if the transaction may be committed) or StatementRefused.
         """
-        unseen = self._seen.unseen(items) if operation is Operation.STORE_METRICS else ()
+        unseen = self._seen.unseen(items) if operation in STORES else ()
         statement = operations.statement(operation, items, unseen)
         may_be_committed = False
         try:
@@ -90,7 +93,7 @@ class Lane:
         if self._socket is None or now - self._last_used > MAX_IDLE_S:
             self.close()
             try:
-                self._socket = await _open(self._database, deadline - now)
+                self._socket, self.distributed = await _open(self._database, deadline - now)
             except Exception as error:
                 raise StoreUnavailable(reason_of(error)) from error
             self._loop.add_reader(self._socket.socket, self._receive, self._socket.socket)
@@ -160,22 +163,28 @@ class Lane:
             self._answered.set_exception(error)
 
 
-async def _open(database: Database, timeout_s: float) -> DatabaseSocket:
-    """Open a connection. Raise any error of `connect`, or TimeoutError."""
-    opened: Future[DatabaseSocket] = Future()
+async def _open(database: Database, timeout_s: float) -> tuple[DatabaseSocket, bool]:
+    """Open a connection; return it, and whether it is to Citus. Raise any error of `connect`, or TimeoutError."""
+    opened: Future[tuple[DatabaseSocket, bool]] = Future()
     opened.set_running_or_notify_cancel()  # so that it cannot be cancelled
 
     def work() -> None:
         try:
-            connection = DatabaseSocket(connect(database, min(timeout_s, CONNECT_TIMEOUT_S)))
-            connection.socket.setblocking(False)
-            opened.set_result(connection)
+            connection = connect(database, min(timeout_s, CONNECT_TIMEOUT_S))
+            server = DatabaseSocket(connection)
+            try:
+                (distributed,) = server.exchange([IS_DISTRIBUTED], IDLE)
+                server.socket.setblocking(False)
+            except BaseException:
+                server.close()
+                raise
+            opened.set_result((server, distributed))
         except Exception as error:  # noqa: BLE001  # raised where it is awaited
             opened.set_exception(error)
 
     def discard(_: object) -> None:
         if not opened.exception():
-            opened.result().close()
+            opened.result()[0].close()
 
     # In a thread of its own, because pg8000 blocks, and asyncio's threads would delay the exit.
     threading.Thread(target=work, name="connect", daemon=True).start()

@@ -11,16 +11,17 @@ view that loses or changes a column (it may gain one at its end); its file drops
 import hashlib
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import yoyo
 import yoyo.backends
+from pg8000.exceptions import Error
 
 import metrics_ingest
 from metrics_ingest.settings import Database
-from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, connect, connect_dbapi
+from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, DatabaseSocket, connect, connect_dbapi
 from metrics_ingest.storage.table_locks import LONGEST_WAIT_MS, TablesLocked, retry_until_locked
 
 MONTHS_AHEAD = 2
@@ -54,14 +55,25 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
     def __init__(self, database: Database) -> None:
         """Connect, and wait until no other session migrates this database. Raise pg8000's errors."""
         self._lock_connection = connect(database, None)
-        self._lock_connection.run(f"BEGIN; {PIN_TRANSACTION}")
-        self._lock_connection.run(LOCK)
-        super().__init__(database, "_yoyo_migration")
+        try:
+            self._lock_connection.run(f"BEGIN; {PIN_TRANSACTION}")
+            self._lock_connection.run(LOCK)
+            super().__init__(database, "_yoyo_migration")
+        except BaseException:
+            self._close_lock_connection()
+            raise
 
     def __exit__(self, *exception: Any) -> None:
-        """Close both connections."""
-        super().__exit__(*exception)
-        self._lock_connection.close()
+        """Close both connections, also broken ones."""
+        opened = DatabaseSocket(self.connection)
+        with suppress(Error, OSError):
+            super().__exit__(*exception)
+        opened.close()  # pg8000 leaves its file open
+        self._close_lock_connection()
+
+    def _close_lock_connection(self) -> None:
+        with suppress(Error, OSError):
+            self._lock_connection.close()
 
     def connect(self, database: Database) -> Any:
         """Open a connection in autocommit mode, because yoyo sends BEGIN itself."""
@@ -118,7 +130,7 @@ def rollback(database: Database) -> list[str]:
     with Migrator(database) as migrator:
         migrations = migrator.to_rollback(_known_migrations(migrator))
         if migrator.execute(APPLIED_HASH).fetchone()[0]:
-            created = reversed(CREATED.findall(_functions()))  # because a view uses what precedes it
+            created = reversed(CREATED.findall(_functions() + _functions("citus")))  # a view uses what precedes it
             drops = "".join(f"DROP {kind} IF EXISTS {name};\n" for kind, name in created)
             migrator.in_transaction(migrator.execute, drops + UNDO_PRIVATE)
             names.append(FUNCTIONS)
@@ -146,13 +158,19 @@ def _apply_functions(migrator: Migrator) -> bool:
     """Apply functions and views in one transaction if their text has changed, and return whether it had."""
     text = PRIVATE + _functions()
     if migrator.execute(HAS_CITUS).fetchone():
-        text += _functions("citus")
+        text += _functions("citus") + private_on_all_nodes()
     applied_hash = hashlib.sha256(text.encode()).hexdigest()
     if migrator.execute(APPLIED_HASH).fetchone()[0] == applied_hash:
         return False
     text += f"COMMENT ON FUNCTION grant_to_roles() IS '{applied_hash}'"
     migrator.in_transaction(migrator.execute, text)
     return True
+
+
+def private_on_all_nodes() -> str:
+    """The SQL that lets nobody else call our functions on the other nodes of Citus, where PRIVATE has no effect."""
+    names = {name for kind, name in CREATED.findall(_functions() + _functions("citus")) if kind == "FUNCTION"}
+    return "".join(f"REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC;\n" for name in sorted(names))
 
 
 def _functions(folder: str = "") -> str:

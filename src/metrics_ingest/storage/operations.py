@@ -16,8 +16,11 @@ class Operation(Enum):
     """What to do with a list of items, and its SQL."""
 
     STORE_METRICS = "SELECT public.store_metrics($1, $2, $3, $4, $5, $6, $7)"  # items are model.metric.MetricRow
+    STORE_NEAR = "SELECT public.store_metrics_near($1, $2, $3, $4, $5, $6, $7, $8)"  # the same, on one node of Citus
+    LOCATE_USERS = "SELECT public.locate_users($1)"  # items are ids of users; only on Citus
     REGISTER_USERS = "SELECT public.register_users($1)"  # items are {"user_id", "name", "email"}
     KEEP_REJECTED = "SELECT public.keep_rejected($1)"  # items as quarantine.py makes them
+    COUNT_REJECTED = "SELECT public.count_rejected($1)"  # items as refusals.py makes them
     DESCRIBE_TYPES = "SELECT public.describe_types($1)"  # items are names of metric types
     PING = "SELECT NULL"  # no items
 
@@ -30,6 +33,7 @@ class Commit(Enum):
     DRY_RUN = auto()  # none in any case: only the outcomes are wanted
 
 
+STORES = (Operation.STORE_METRICS, Operation.STORE_NEAR)
 BEGIN, COMMIT, ROLLBACK = map(pgwire.no_rows, ("BEGIN", "COMMIT", "ROLLBACK"))
 # The encoders of the parameters of store_metrics: the columns of MetricRow, then SeenSessions.unseen.
 ENCODERS: tuple[Callable[[Any], bytes], ...] = (
@@ -47,10 +51,13 @@ class Outcome(NamedTuple):
 
 def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]) -> Statement:
     """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen."""
-    if operation is not Operation.STORE_METRICS:
+    if operation not in STORES:
         return pgwire.one_row(operation.value, [to_json(items)] if items else ())
     columns = zip(ENCODERS, (*zip(*items, strict=True), unseen), strict=True)
-    return pgwire.one_row(operation.value, [encode(column) for encode, column in columns])
+    parameters = [encode(column) for encode, column in columns]
+    if operation is Operation.STORE_NEAR:
+        parameters.insert(0, items[0][0])  # it runs where this user is
+    return pgwire.one_row(operation.value, parameters)
 
 
 def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -22,14 +23,15 @@ from metrics_ingest.model import metric
 from metrics_ingest.model.validation import RepeatedFields
 from metrics_ingest.settings import settings
 from metrics_ingest.storage.operations import Operation, execute_blocking
+from metrics_ingest.storage.refusals import refusals
 from metrics_ingest.storage.writer import writer
 
 PAYLOAD_BYTES = 8_192
 ROW_BYTES = 1_000  # the most of a row without its payload
 DETAIL_CHARACTERS = 500
-PER_S, BURST = 20.0, 100.0  # rejected metrics of one process
 BYTES_PER_DAY = 67_108_864  # of one process: 6 GB in the three months for which they are kept
 TIMEOUT_S = 0.25
+UNLISTED = "unlisted"  # in place of a code, of metrics whose faults were only counted
 REPLAY_BATCH = 1_000
 REPLAY_SKEW_S = 86_400  # the default of MAX_FUTURE_SKEW_S
 
@@ -72,18 +74,19 @@ FIRST = Kept("-infinity", UUID(int=0))  # what precedes all others
 
 
 class Allowance:
-    """A token bucket: BURST at once, PER_S in the long run. And a number of bytes for each day, in UTC."""
+    """A token bucket: `burst` at once, `per_s` in the long run. And a number of bytes for each day, in UTC."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst = per_s, burst
         self._day = 0.0
         self._bytes = 0
-        self._left = BURST
+        self._left = burst
         self._updated = time.monotonic()
 
     def take(self, wanted: int) -> int:
         """Take up to `wanted` tokens; return how many."""
         now = time.monotonic()
-        self._left = min(BURST, self._left + (now - self._updated) * PER_S)
+        self._left = min(self._burst, self._left + (now - self._updated) * self._per_s)
         self._updated = now
         granted = min(wanted, int(self._left))
         self._left -= granted
@@ -103,22 +106,28 @@ class Allowance:
         return True
 
 
-ALLOWANCE = Allowance()  # this process's
+@cache
+def allowance() -> Allowance:
+    """Return this process's allowance, as REJECTED_PER_S and REJECTED_BURST say."""
+    return Allowance(settings().rejected_per_s, settings().rejected_burst)
 
 
 async def keep(route: str, key_name: str | None, rejected: Rejected, *, keyed: bool) -> None:
-    """Keep the rejected metrics of a request, as many as ALLOWANCE permits. Raise nothing.
+    """Count the rejected metrics of a request, and keep as many as the allowance permits. Raise nothing.
 
     `keyed` says whether the request had an Idempotency-Key.
     """
     faults, sent = rejected
+    if not settings().keep_rejected:
+        return
+    refusals().add(route, key_name, Counter(found[0].code if found else UNLISTED for found in faults.values()))
     described = [position for position in faults if faults[position]]  # all but the unlisted ones
-    if not settings().keep_rejected or not (granted := ALLOWANCE.take(len(described))):
+    if not (granted := allowance().take(len(described))):
         return
     positions = sorted(described)[:granted]
     try:
         rows = [_row(route, key_name, _payload(sent[position]), faults[position], keyed) for position in positions]
-        if not ALLOWANCE.spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
+        if not allowance().spend(sum(ROW_BYTES + len(row["payload"]) for row in rows)):
             return
         async with asyncio.timeout(TIMEOUT_S):
             await writer().write(Operation.KEEP_REJECTED, rows, timeout_s=TIMEOUT_S)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from metrics_ingest.logs import Tally
 from metrics_ingest.settings import settings
 from metrics_ingest.shutdown import shutdown_deadline
 from metrics_ingest.storage.lane import Lane
-from metrics_ingest.storage.operations import Commit, Operation, Outcome
+from metrics_ingest.storage.operations import STORES, Commit, Operation, Outcome
 from metrics_ingest.storage.seen_sessions import SeenSessions
+from metrics_ingest.telemetry import telemetry
 
 MAX_ITEMS_PER_FLUSH = 10_000  # when several requests are merged; a single one may hold more
 BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # the last one repeats, so recovery is noticed within half a second
@@ -58,6 +60,7 @@ class Writer:
     def __init__(self, lanes: Sequence[Lane], queue_limit: int, timeout_s: float) -> None:
         """`queue_limit` is the number of items that may wait, `timeout_s` the longest wait of one request."""
         self._loop = asyncio.get_running_loop()
+        self._lanes = lanes
         self._idle_lanes = list(lanes)
         self._queue_limit = queue_limit
         self._timeout_s = timeout_s
@@ -68,9 +71,15 @@ class Writer:
         self._last_answer = -math.inf  # of the database, in the loop's time
         self._ping: asyncio.Task[None] | None = None
         self._shutdown = shutdown_deadline()
+        self._telemetry = telemetry()
         self._failures = Tally(logger, "the database is unavailable, trying again")
         self._expired = Tally(logger, "requests rejected: store_unavailable")
         self._rejected = Tally(logger, "requests rejected: overloaded")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the database is on Citus, as far as is known: a lane finds it out when it connects."""
+        return any(lane.distributed for lane in self._lanes)
 
     async def write(
         self, operation: Operation, items: Sequence[Any], commit: Commit = Commit.VALID_ITEMS, timeout_s: float = 0
@@ -141,6 +150,8 @@ class Writer:
             flush = self._loop.create_task(self._flush(self._idle_lanes.pop(), group))
             self._flushes[flush] = group
             flush.add_done_callback(self._flushes.pop)
+        if self._telemetry:
+            self._telemetry.waiting(self._waiting_items)
 
     def _next_group(self) -> list[PendingWrite]:
         """Take the writes at the head of the queue that can share a transaction."""
@@ -180,6 +191,7 @@ class Writer:
                 return
             first, last = group[0], group[-1]
             items = first.items if first is last else [item for write in group for item in write.items]
+            started = time.perf_counter()
             try:
                 # Nobody waits longer than the last one's deadline, so the lane must not either.
                 outcomes = await lane.execute(first.operation, items, first.commit, last.deadline)
@@ -195,6 +207,8 @@ class Writer:
             else:
                 self._last_answer = self._loop.time()
                 _distribute(outcomes, group)
+                if self._telemetry and first.operation in STORES:
+                    self._telemetry.committed(len(items), time.perf_counter() - started)
                 if attempt > 1:
                     logger.info("the database is available again")
                 return
@@ -204,6 +218,10 @@ class Writer:
         if isinstance(error, ConnectionLost):
             for write in group:
                 write.may_be_stored = True
+            for lane in self._idle_lanes:  # a restart, a failover or the network has most likely ended theirs, too
+                lane.close()
+        if self._telemetry:
+            self._telemetry.connection_failed()
         if attempt:  # the first failure is often a connection that was closed while it was idle
             self._failures.add(reason=error.reason)
         await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)] * random.uniform(0.5, 1))
@@ -222,6 +240,8 @@ class Writer:
         self._expire(chain(*self._flushes.values(), self._waiting))
         while self._waiting and self._waiting[0].result.done():  # make room: while all lanes hang, nothing takes them
             self._waiting_items -= len(self._waiting.popleft().items)
+        if self._telemetry:
+            self._telemetry.waiting(self._waiting_items)
         self._expiry_planned = bool(self._flushes or self._waiting)
         if self._expiry_planned:
             self._loop.call_later(EXPIRY_CHECK_S, self._expire_overdue)
@@ -246,7 +266,12 @@ def _distribute(outcomes: list[Outcome], group: list[PendingWrite]) -> None:
 @cache
 def writer() -> Writer:
     """This process's writer, made by its first request, because functions-framework imports before it forks."""
+    return make_writer(settings().write_lanes)
+
+
+def make_writer(connections: int) -> Writer:
+    """Return a writer with connections of its own, for the running loop."""
     chosen = settings()
     seen = SeenSessions()
-    lanes = [Lane(chosen.database, seen) for _ in range(chosen.write_lanes)]
+    lanes = [Lane(chosen.database, seen) for _ in range(connections)]
     return Writer(lanes, chosen.write_queue, chosen.write_timeout_s)

@@ -11,6 +11,7 @@ const [signal, session, other] = process.argv.slice(2);
 const protobuf = process.env.OTLP_FORMAT === "protobuf";
 const resource = detectResources({ detectors: [envDetector] });
 let exported = true;
+setInterval(() => {}, 1e6); // the SDK's timers do not keep the process alive while it waits to send again
 try {
   if (signal === "metrics") {
     const exporter = protobuf ? new ProtobufMetrics() : new JsonMetrics();

@@ -1,5 +1,6 @@
-"""READER_PASSWORD: `metrics-ingest migrate` lets metrics_reader log in."""
+"""WRITER_PASSWORD and READER_PASSWORD: `metrics-ingest migrate` lets metrics_writer and metrics_reader log in."""
 
+import pytest
 from click.testing import CliRunner
 
 from metrics_ingest.admin.cli import main
@@ -9,20 +10,22 @@ from support.processes import Postgres
 PASSWORD = "p'a\"ss \\ wörd"
 
 
-def test_migrate_lets_metrics_reader_log_in_with_the_password(console: Console, postgres: Postgres) -> None:
-    postgres.run("ALTER ROLE metrics_reader NOLOGIN PASSWORD NULL")
-    allowed = "SELECT rolcanlogin, rolpassword FROM pg_authid WHERE rolname = 'metrics_reader'"
+@pytest.mark.parametrize("role", ["metrics_writer", "metrics_reader"])
+def test_migrate_lets_a_role_log_in_with_the_password(console: Console, postgres: Postgres, role: str) -> None:
+    postgres.run(f"ALTER ROLE {role} NOLOGIN PASSWORD NULL")
+    allowed = f"SELECT rolcanlogin, rolpassword FROM pg_authid WHERE rolname = '{role}'"
+    variable = f"{role.removeprefix('metrics_').upper()}_PASSWORD"
     try:
-        assert "metrics_reader" not in console.run("migrate").stdout
+        assert role not in console.run("migrate").stdout
         assert console.sql(allowed) == [[False, None]]
-        done = CliRunner().invoke(main, ["migrate"], env={"DATABASE_URL": console.url, "READER_PASSWORD": PASSWORD})
-        assert (done.exit_code, "metrics_reader may log in" in done.stdout) == (0, True), done.output
+        done = CliRunner().invoke(main, ["migrate"], env={"DATABASE_URL": console.url, variable: PASSWORD})
+        assert (done.exit_code, f"{role} may log in" in done.stdout) == (0, True), done.output
         assert PASSWORD not in done.stdout
         ((login, verifier),) = console.sql(allowed)
         assert login
         assert verifier.startswith("SCRAM-SHA-256$")
     finally:
-        postgres.run("ALTER ROLE metrics_reader NOLOGIN PASSWORD NULL")
+        postgres.run(f"ALTER ROLE {role} NOLOGIN PASSWORD NULL")
 
 
 def test_role_that_may_not_create_roles_is_told(console: Console, postgres: Postgres) -> None:
