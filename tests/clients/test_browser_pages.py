@@ -97,18 +97,26 @@ def test_what_the_page_records_while_it_goes_is_handed_over(scene: Scene) -> Non
 
 
 def test_what_the_page_records_while_it_goes_and_the_function_is_away_is_sent_by_the_next(scene: Scene) -> None:
-    """In one event, because Chromium aborts what has to wait for an earlier transaction of a page that is gone."""
-    page = scene.open(flushMs=60_000)
-    settle(page)
-    scene.proxy.down = True
-    page.evaluate("""() => {
-      addEventListener("pagehide", () => [1, 2, 3].forEach((value) => client.record("talked_time", value)));
-    }""")
-    page.goto("about:blank")
-    page.wait_for_timeout(500)
-    scene.proxy.down = False
-    page = scene.open()
-    wait_for(page, lambda: scene.user.values == [1, 2, 3])
+    """In one event, because Chromium aborts what has to wait for an earlier transaction of a page that is gone.
+
+    A busy Chromium has sometimes not begun the transaction when the page is gone, and aborts that, too: five pages try.
+    """
+
+    def kept() -> bool:
+        page = scene.open(flushMs=60_000)
+        settle(page)
+        scene.proxy.down = True
+        page.evaluate("""() => {
+          addEventListener("pagehide", () => [1, 2, 3].forEach((value) => client.record("talked_time", value)));
+        }""")
+        page.goto("about:blank")
+        page.wait_for_timeout(500)
+        scene.proxy.down = False
+        settle(scene.open())
+        return bool(scene.user.values)
+
+    assert any(kept() for _ in range(5))
+    assert scene.user.values == [1, 2, 3]
 
 
 def test_a_hidden_page_hands_over_in_pieces_below_64_kb(scene: Scene) -> None:
