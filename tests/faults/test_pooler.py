@@ -101,3 +101,18 @@ def test_restart_behind_the_pooler_fails_no_request(
         time.sleep(0.5)
     load.check_all_stored()
     assert load.statuses.keys() == {200}
+
+
+def test_named_statements_that_the_pooler_mixes_up_fail_no_request(
+    pooled: tuple[str, str], serve: Callable[..., Server]
+) -> None:
+    """PgBouncer gives a lane a connection that does not have its statement, or has it already: it goes on unnamed."""
+    url, through = pooled
+    others = [serve("ingest", through, WRITE_LANES="1") for _ in range(3)]
+    with ExitStack() as stack:
+        loads = [stack.enter_context(Load(server.port, url, clients=4)) for server in others]
+        time.sleep(1)
+    for load, server in zip(loads, others, strict=True):
+        load.check_all_stored()
+        assert load.statuses.keys() == {200}
+        assert "unavailable" not in server.log

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from select import select
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pg8000.native
 import pytest
@@ -34,6 +34,7 @@ from support.processes import Postgres, eventually, query
 from support.proxy import Proxy
 
 WRITE_TIMEOUT_S = 4.0
+METRIC = (bytes(16), 0, bytes(16), bytes(16), "talked_time", 1.0)
 
 
 @pytest.fixture
@@ -245,10 +246,9 @@ def test_only_a_complete_and_expected_answer_is_accepted(answer: bytes, loop_fac
     async def test() -> None:
         lane = Lane(read_database({"DATABASE_URL": fake.url}), SeenSessions())
         loop = asyncio.get_running_loop()
-        metrics = [(bytes(16), 0, bytes(16), bytes(16), "talked_time", 1.0)]
 
         async def store() -> list[Outcome]:
-            return await lane.execute(Operation.STORE_METRICS, metrics, Commit.VALID_ITEMS, loop.time() + 60)
+            return await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, loop.time() + 60)
 
         async with asyncio.timeout(5):
             if answer in RIGHT.values():
@@ -282,6 +282,63 @@ def test_refused_statement_keeps_the_connection() -> None:
     with fake:
         asyncio.run(test())
     assert fake.connections == 1
+
+
+def test_statement_is_parsed_once_a_connection() -> None:
+    async def test() -> None:
+        lane = Lane(read_database({"DATABASE_URL": fake.url}), SeenSessions())
+        for _ in range(2):
+            for _ in range(3):
+                until = asyncio.get_running_loop().time() + 5
+                assert await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, until) == []
+            lane.close()
+
+    with FakePostgres([PARSED + row(None) + DONE + READY]) as fake:
+        asyncio.run(test())
+    assert [request[:1] for request in fake.requests] == [b"P", b"B", b"B"] * 2
+
+
+@pytest.mark.parametrize("state", ["26000", "42P05"], ids=["it is not there", "it is there already"])
+def test_statement_has_no_name_once_a_pooler_has_mixed_names_up(state: str) -> None:
+    """The request at hand succeeds at once; afterwards no name is used, on new connections either."""
+    refused = b"B" if state == "26000" else b"P"
+
+    async def test() -> None:
+        lane = Lane(read_database({"DATABASE_URL": fake.url}), SeenSessions())
+        for _ in range(2):
+            for _ in range(3):
+                until = asyncio.get_running_loop().time() + 5
+                assert await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, until) == []
+            lane.close()
+
+    def reply(request: bytes) -> bytes:
+        named = b"metrics-ingest" in request
+        return error(state) + READY if named and request[:1] == refused else PARSED + row(None) + DONE + READY
+
+    with FakePostgres(reply) as fake:
+        asyncio.run(test())
+    named = [b"metrics-ingest" in request for request in fake.requests]
+    assert named == ([True, True] if state == "26000" else [True]) + [False] * (5 if state == "26000" else 6)
+
+
+def test_named_statement_survives_the_replacement_of_its_function(postgres: Postgres) -> None:
+    """Also by one that was dropped first, as the rollback of a migration and a restore do."""
+    url = postgres.clone()
+    signature = "store_metrics(uuid[], timestamptz[], uuid[], uuid[], text[], float8[], boolean[])"
+    ((definition,),) = query(url, f"SELECT pg_get_functiondef(CAST('{signature}' AS regprocedure))")
+    query(url, f"INSERT INTO users (user_id, name) VALUES ('{UUID(int=0)}', 'Greg')")
+
+    async def test() -> None:
+        lane = Lane(read_database({"DATABASE_URL": url}), SeenSessions())
+        for number in range(3):
+            row = (*METRIC[:2], number.to_bytes(16), *METRIC[3:])
+            until = asyncio.get_running_loop().time() + 5
+            assert await lane.execute(Operation.STORE_METRICS, [row], Commit.VALID_ITEMS, until) == []
+            query(url, f"DROP FUNCTION {signature}; {definition}")
+        lane.close()
+
+    asyncio.run(test())
+    assert query(url, "SELECT count(*) FROM metrics") == [[3]]
 
 
 def test_server_that_hangs_up_is_heard_to_the_end() -> None:

@@ -44,7 +44,8 @@ def error(state: str, text: str = "says the test", severity: str = "ERROR", **mo
     return message(b"E", b"".join(f"{code}{value}".encode() + b"\0" for code, value in fields.items()) + b"\0")
 
 
-PARSED = message(b"1") + message(b"2")  # ParseComplete and BindComplete
+PARSE_COMPLETE = message(b"1")
+PARSED = PARSE_COMPLETE + message(b"2")  # and BindComplete
 DONE, READY = complete(), ready()
 
 
@@ -101,7 +102,8 @@ class FakePostgres:
                     # Whether it is on Citus is asked on each new connection.
                     is_first = b"public.locate_users" in request
                     reply = answer(b"false") if is_first else self._next(request)
-                    writer.write(reply)
+                    # A statement that has a name is parsed once.
+                    writer.write(reply if request[:1] == b"P" else reply.removeprefix(PARSE_COMPLETE))
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client closed the connection
         finally:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from pg8000.exceptions import InterfaceError
 from pydantic_core import to_json
@@ -49,15 +50,22 @@ class Outcome(NamedTuple):
     facts: dict[str, Any]  # what the database says about it
 
 
-def statement(operation: Operation, items: Sequence[Any], unseen: Sequence[bool]) -> Statement:
-    """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen."""
+def name(operation: Operation) -> bytes:
+    """The name of its statement: the same SQL has the same one in every version, also behind a pooler."""
+    return b"metrics-ingest %08x" % crc32(operation.value.encode())
+
+
+def statement(
+    operation: Operation, items: Sequence[Any], unseen: Sequence[bool], name: bytes = b"", *, parse: bool = True
+) -> Statement:
+    """The statement that does `operation` with the items; `unseen` as in SeenSessions.unseen, the rest in pgwire."""
     if operation not in STORES:
         return pgwire.one_row(operation.value, [to_json(items)] if items else ())
     columns = zip(ENCODERS, (*zip(*items, strict=True), unseen), strict=True)
     parameters = [encode(column) for encode, column in columns]
     if operation is Operation.STORE_NEAR:
         parameters.insert(0, items[0][0])  # it runs where this user is
-    return pgwire.one_row(operation.value, parameters)
+    return pgwire.one_row(operation.value, parameters, name, parse=parse)
 
 
 def outcomes(values: Sequence[Any], items: Sequence[Any]) -> list[Outcome]:
