@@ -8,7 +8,7 @@ import pytest
 
 from metrics_ingest.model.metric import MetricRow
 from metrics_ingest.settings import read_database
-from metrics_ingest.storage import seen_sessions
+from metrics_ingest.storage import operations, seen_sessions
 from metrics_ingest.storage.driver import connect
 from metrics_ingest.storage.seen_sessions import SeenSessions
 from support.processes import Stack, eventually, query
@@ -49,7 +49,7 @@ def test_slow_path_locks_sessions_before_metrics(database_url: str) -> None:
     call = "SELECT store_metrics(" + ", ".join("'{" + ",".join(map(str, column)) + "}'" for column in columns) + ")"
     query(database_url, f"INSERT INTO sessions VALUES ('{user}', '{user}', '2024-08-09')")
     other = connect(read_database({"DATABASE_URL": database_url}), 30)
-    other.run(f"BEGIN; UPDATE sessions SET start_time = '2024-08-08' WHERE user_id = '{user}'")
+    other.run(f"BEGIN; UPDATE sessions SET start_time = '2024-08-07' WHERE user_id = '{user}'")
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(query, database_url, call)
         eventually(lambda: query(database_url, "SELECT pid FROM pg_locks WHERE NOT granted"))
@@ -181,3 +181,35 @@ def test_tables_are_locked_in_the_order_of_their_keys(database_url: str, held: s
         assert done.result(10) == [[None]]
     assert {lock for (lock,) in locks} == taken
     holder.close()
+
+
+def test_batch_of_everything_is_accounted_for_by_position(database_url: str) -> None:
+    """What is stored already, or partly, by the rule for each: the registry first, then the identity."""
+    user, stranger = uuid4().bytes, uuid4().bytes
+    query(database_url, "INSERT INTO users (user_id, name) VALUES (CAST(:id AS uuid), 'Greg')", id=user.hex())
+
+    def row(metric_type: str = "talked_time", value: float = 1.0, user: bytes = user) -> MetricRow:
+        return (user, 0, uuid4().bytes, user, metric_type, value)
+
+    connection = connect(read_database({"DATABASE_URL": database_url}), 30)
+
+    def store(*rows: MetricRow) -> dict[int, str]:
+        outcomes = operations.execute_blocking(connection, operations.Operation.STORE_METRICS, rows)
+        return {one.position: one.kind + " again" * one.facts.get("repeat", False) for one in outcomes}
+
+    stored, narrowed, retired = before = [row(), row("voice_sentiment"), row("speaker_used")]
+    assert store(*before) == {}
+    assert store(*before) == dict.fromkeys(range(3), "duplicate")
+    query(database_url, "UPDATE metric_types SET max_value = 0 WHERE metric_type = 'voice_sentiment'")
+    query(database_url, "UPDATE metric_types SET retired_at = now() WHERE metric_type = 'speaker_used'")
+    new = row()
+    assert store(
+        new, stored, narrowed, retired, (*stored[:5], 2.0), stored, new, row(user=stranger), row("talked_tim"), row()
+    ) == {
+        1: "duplicate", 2: "value_out_of_range", 3: "unknown_metric_type", 4: "metric_conflict", 5: "duplicate again",
+        6: "duplicate again", 7: "unknown_user", 8: "unknown_metric_type",
+    }  # fmt: skip
+    query(database_url, "INSERT INTO user_erasures (user_id) VALUES (CAST(:id AS uuid))", id=user.hex())
+    assert store(stored) == {0: "unknown_user"}
+    connection.close()
+    assert query(database_url, "SELECT count(*) FROM metrics") == [[5]]

@@ -249,6 +249,9 @@ class Writer:
 
 def _distribute(outcomes: list[Outcome], group: list[PendingWrite]) -> None:
     """Give each request the outcomes of its own items, with positions relative to them."""
+    if len(group) == 1 and not group[0].may_be_stored:
+        group[0].finish(outcomes)
+        return
     start = 0
     left = deque(outcomes)
     for write in group:
