@@ -2,9 +2,10 @@
 BENCH_VENV := .local/bench-venv
 BENCH_NODE := benchmarks/peers/node
 BENCH_BUN := benchmarks/peers/bun
+BENCH_PYTHONS := $(foreach version,3.12 3.13 3.14,.local/bench-python$(version)/installed)
 
 .PHONY: bench bench-lock
-bench: install $(BENCH_VENV)/installed $(BENCH_NODE)/node_modules/installed $(BENCH_BUN)/node_modules/installed ## Compare with other stacks, side by side [BENCH="--seconds 2 --only ours,fastapi"]
+bench: install $(BENCH_VENV)/installed $(BENCH_NODE)/node_modules/installed $(BENCH_BUN)/node_modules/installed $(BENCH_PYTHONS) ## Compare with other stacks, side by side [BENCH="--seconds 2 --only ours,fastapi"]
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 bench-lock: install ## Pin the newest versions of the other stacks
@@ -27,4 +28,10 @@ $(BENCH_NODE)/node_modules/installed: $(BENCH_NODE)/package-lock.json
 # A folder of its own, because npm installs no package of a folder where one of them fails, and Bun is not built for every system.
 $(BENCH_BUN)/node_modules/installed: $(BENCH_BUN)/package-lock.json
 	@if command -v npm >/dev/null; then cd $(BENCH_BUN) && { npm ci --silent --no-audit --no-fund || rm -rf node_modules; }; fi
+	@mkdir -p $(@D) && touch $@
+
+# The same code on newer versions of Python, those of which are installed.
+.local/bench-python%/installed: requirements.lock
+	@if python$* -c '' 2>/dev/null; then python$* -m venv $(@D) && \
+		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
 	@mkdir -p $(@D) && touch $@

@@ -29,6 +29,7 @@ FRAMEWORK = (
     f"{OURS}/functions-framework", "--host", "127.0.0.1", "--port", "{port}", "--target", "{function}", "--source"
 )  # fmt: skip
 BUN = str(ROOT / HERE / "bun/node_modules/bun/bin/bun.exe")  # the name that npm's package gives it on every system
+PYTHONS = ("3.12", "3.13", "3.14")  # bench.mk has them, too
 SAMPLE_S = 0.25
 
 
@@ -79,6 +80,19 @@ SERVERS = {
     "bun": Server("Elysia on Bun + Bun.sql", (BUN, f"{HERE}/bun/server.js"), {"POOL": "16"}),
     "sync": Server("metrics-ingest as sync functions", (*FRAMEWORK, f"{HERE}/sync_function.py"), {"THREADS": "16"}),
     "empty": Server("empty async function (ceiling)", (*FRAMEWORK, f"{HERE}/empty_function.py"), {}, None),
+    **{
+        f"ours-py{python}": Server(
+            f"metrics-ingest on Python {python}",
+            (
+                f"{ROOT}/.local/bench-python{python}/bin/functions-framework",
+                *FRAMEWORK[1:],
+                "functions/{function}/main.py",
+            ),
+            {"ALLOW_ANONYMOUS": "true", "PYTHONPATH": "src"},
+            "ours",
+        )
+        for python in PYTHONS
+    },
 }
 
 
