@@ -305,8 +305,13 @@ def test_late_row_of_a_transaction_that_began_long_ago_is_moved(console: Console
 
 def test_parents_are_analysed(console: Console, filled: Fill) -> None:
     filled("2019-12-01", 500)
+    console.sql(
+        "INSERT INTO rejected_metrics (route, codes, payload, payload_bytes)"
+        " SELECT 'ingest', '{x}', '', 0 FROM generate_series(1, 70)"
+    )
     console.run(*MAINTAIN)
-    assert console.sql("SELECT reltuples FROM pg_class WHERE relname = 'metrics'") == [[500.0]]
+    counts = "SELECT reltuples FROM pg_class WHERE relname IN ('metrics', 'rejected_metrics') ORDER BY relname"
+    assert console.sql(counts) == [[500.0], [70.0]]
 
 
 def test_nothing_is_locked_while_it_asks(console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch) -> None:

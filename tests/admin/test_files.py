@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from metrics_ingest.admin import files, lines
+from metrics_ingest.admin import csv_rows, files, lines
 from support.console import Console
 from support.processes import Stack
 
@@ -128,6 +128,39 @@ def test_quoted_cells_may_have_commas_quotes_and_line_breaks(tmp_path: Path) -> 
         (12, {"user_id": "h", "value": 8.0}, None),
         (13, '"end', "the row is not valid CSV: unexpected"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "last", "kept"),
+    [
+        ("user_id,value", "b,12", False),  # of 12.5
+        ("value,metric_type", "12,talked", False),  # of talked_time
+        ("value,metric_id", "12,", False),  # else it would get another identity
+        ("value,timestamp", "12,2024-08-08T12:00:00+05", False),  # of +05:30
+        ("value,timestamp", "12,2024-08-08T12:00:00Z", True),
+        ("value,user_id", f"12,{USER[:-1]}", True),  # ingest_batch refuses it
+        ("value,received_at", "12,2024", True),  # it is not read
+        ("user_id,name", f"{USER},Gre", False),
+    ],
+)
+def test_row_that_may_be_cut_is_rejected(tmp_path: Path, columns: str, last: str, kept: bool) -> None:
+    """The last one, where nothing ends the line."""
+    path = tmp_path / "m.csv"
+    for end in ("", "\n", "\r", "\r\n"):
+        path.write_bytes(f"{columns}\n{last}0\n{last}{end}".encode())
+        (chunk,) = files.read_chunks(str(path), False, (*csv_rows.METRIC_COLUMNS, "name"))
+        faults = [line.fault and line.fault.detail for line in chunk.lines]
+        cut = "the last line has no line end, so it may be cut: add one if it is complete"
+        assert faults == [None, None if kept or end else cut]
+
+
+def test_number_that_was_cut_is_not_stored(stack: Stack, load: Callable[..., Any]) -> None:
+    user = stack.user()
+    text = f"user_id,metric_type,timestamp,value\n{user},talked_time,2026-03-03T10:00:00Z,12.5\n"
+    counts, rejected = load(text.removesuffix(".5\n"))
+    assert (counts["rejected"], list(rejected), stack.stored(user)) == (1, [2], [])
+    load(text, exit_code=0)
+    assert [row[5] for row in stack.stored(user)] == [12.5]
 
 
 def test_plain_files_keep_the_keys_that_they_have_had(tmp_path: Path) -> None:

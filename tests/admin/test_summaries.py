@@ -240,6 +240,19 @@ def test_new_rows_are_found_by_block_ranges(large: Console) -> None:
     assert "Seq Scan on metrics_p2024" not in text
 
 
+def test_refresh_reads_no_month_as_a_whole_whatever_statistics_say(large: Console) -> None:
+    """Nor does it where autovacuum has not come yet, and there are none."""
+    months = "FROM pg_class WHERE relname ~ '^metrics_p2024' AND relkind = 'r'"
+    scans = "SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables WHERE relname ~ '^metrics_p2024'"
+    large.sql(f"DELETE FROM pg_statistic WHERE starelid IN (SELECT oid {months})")
+    before = large.sql(scans)
+    user_id = large.sql("SELECT user_id FROM users LIMIT 1")[0][0]
+    large.ingest({"user_id": user_id, "session_id": user_id, "timestamp": "2024-07-03T00:00:00Z"})
+    assert large.json("summaries", "refresh")["metrics"] == 1
+    assert large.sql(scans) == before
+    large.sql("ANALYZE")
+
+
 def test_hour_is_read_from_its_month_alone_by_block_ranges(large: Console) -> None:
     text = plan(
         large, "SELECT sum(value) FROM metrics WHERE timestamp >= '2024-07-03Z' AND timestamp < '2024-07-03T01:00Z'"

@@ -1,9 +1,11 @@
 """Values at the limits of a float8: they break no refresh and no view, and change no other bucket."""
 
+import time
 from typing import Any
 
 import pytest
 
+from metrics_ingest.admin import summaries
 from support.console import Console
 
 USER = "00000000-0000-4000-8000-000000000001"
@@ -65,8 +67,21 @@ def test_sums_and_means_are_the_nearest_float8(
     }
 
 
-def test_status_names_the_rows_whose_sum_is_not_finite_and_retention_goes_on(extremes: Console) -> None:
-    extremes.ingest(extreme("a_sum", 1e308, 1), extreme("a_sum", 1e308, 2), extreme("a_mean", 1e308, 3))
+def test_hour_that_is_recomputed_after_an_erasure_is_no_error(extremes: Console) -> None:
+    other = extremes.user()
+    for second, metric_type in enumerate(("a_sum", "a_mean")):
+        extremes.ingest(extreme(metric_type, 1e308, second), extreme(metric_type, 1e308, second + 10))
+        extremes.ingest(extreme(metric_type, 5e-324, second) | {"user_id": other})
+    extremes.run("summaries", "refresh")
+    extremes.run("user", "forget", other, "--yes")
+    assert extremes.json("summaries", "refresh")["type_hours"] == 2
+    hours = extremes.sql("SELECT metric_type, metric_count, value FROM type_hour_summary ORDER BY metric_type")
+    assert hours == [["a_mean", 2, 1e308], ["a_sum", 2, INFINITY], ["talked_time", 1, 12]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_status_names_the_rows_whose_sum_is_not_finite_and_retention_goes_on(extremes: Console, sign: int) -> None:
+    extremes.ingest(extreme("a_sum", sign * 1e308, 1), extreme("a_sum", sign * 1e308, 2), extreme("a_mean", 1e308, 3))
     extremes.run("summaries", "refresh")
     faulty = extremes.json("summaries", "status")["faulty"]
     assert [(row["summary"], row["metric_type"], row["rows"]) for row in faulty] == [
@@ -78,7 +93,7 @@ def test_status_names_the_rows_whose_sum_is_not_finite_and_retention_goes_on(ext
     extremes.run("partitions", "maintain", "--yes")
     (metrics, _) = extremes.json("partitions", "maintain", "--keep", "12mo", "--yes")
     assert metrics["dropped"] == ["metrics_p2024_08"]
-    assert extremes.sql("SELECT value FROM type_hour_summary WHERE metric_type = 'a_sum'") == [[INFINITY]]
+    assert extremes.sql("SELECT value FROM type_hour_summary WHERE metric_type = 'a_sum'") == [[sign * INFINITY]]
 
 
 def test_retention_does_not_depend_on_a_refresh(extremes: Console) -> None:
@@ -86,5 +101,21 @@ def test_retention_does_not_depend_on_a_refresh(extremes: Console) -> None:
     extremes.run("partitions", "maintain", "--yes")
     extremes.sql("ALTER TABLE type_hour_rollup ADD CHECK (metric_count < 0)")
     result = extremes.run("partitions", "maintain", "--keep", "12mo", "--yes")
+    assert "warning: the dropped metrics may be missing in the summaries" in result.stderr
+    assert extremes.sql("SELECT to_regclass('metrics_p2024_08')::text") == [[None]]
+
+
+def test_last_merge_before_a_drop_holds_up_writers_for_a_short_time(
+    extremes: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has locked the tables. A merge that takes longer is given up, and the month is dropped."""
+    monkeypatch.setattr(summaries, "MERGE_LAST_MS", 100)
+    monkeypatch.setattr(summaries, "refresh_before_drop", lambda _connection: None)
+    extremes.run("partitions", "maintain", "--yes")
+    extremes.sql("CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS 'SELECT pg_sleep(10) IS NOT NULL'")
+    extremes.sql("ALTER TABLE type_hour_rollup ADD CHECK (slow())")
+    began = time.monotonic()
+    result = extremes.run("partitions", "maintain", "--keep", "12mo", "--yes")
+    assert time.monotonic() - began < 8
     assert "warning: the dropped metrics may be missing in the summaries" in result.stderr
     assert extremes.sql("SELECT to_regclass('metrics_p2024_08')::text") == [[None]]

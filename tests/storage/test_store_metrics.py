@@ -156,7 +156,7 @@ def test_type_that_is_registered_while_its_metric_is_stored_is_not_forgotten(
     [
         ("users", set()),
         ("sessions", {"users AccessShareLock"}),
-        ("metrics", {"users AccessShareLock", "sessions RowExclusiveLock"}),
+        ("metrics", {"users AccessShareLock", "sessions RowShareLock", "sessions RowExclusiveLock"}),
     ],
 )
 def test_tables_are_locked_in_the_order_of_their_keys(database_url: str, held: str, taken: set[str]) -> None:
@@ -213,3 +213,22 @@ def test_batch_of_everything_is_accounted_for_by_position(database_url: str) -> 
     assert store(stored) == {0: "unknown_user"}
     connection.close()
     assert query(database_url, "SELECT count(*) FROM metrics") == [[5]]
+
+
+@pytest.mark.parametrize("session", ["new", "flagged", "seen"])
+def test_lone_metric_takes_one_transaction_id(database_url: str, session: str) -> None:
+    """A savepoint would take another: then a database must be vacuumed against their wraparound twice as often."""
+    user = uuid4()
+    query(database_url, f"INSERT INTO users (user_id, name) VALUES ('{user}', 'Greg')")
+    if session != "new":
+        query(database_url, f"INSERT INTO sessions VALUES ('{user}', '{user}', '2024-08-09')")
+    arguments = (user, "2024-08-08", user, user, "talked_time", "1", "" if session == "seen" else "t")
+    call = "SELECT store_metrics(" + ", ".join(f"'{{{argument}}}'" for argument in arguments) + ")"
+    connection = connect(read_database({"DATABASE_URL": database_url}), 30)
+    connection.run("BEGIN")
+    assert connection.run(call) == [[None]]
+    for table in ("metrics", "sessions"):
+        ids = f"SELECT xmin::text, pg_current_xact_id()::xid::text FROM {table}"
+        ((of_row, of_transaction),) = connection.run(ids)
+        assert of_row == of_transaction or (table, session) == ("sessions", "seen")
+    connection.close()

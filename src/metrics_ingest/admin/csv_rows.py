@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from metrics_ingest.admin.lines import Line, Unreadable, as_text, text_fault
+from metrics_ingest.admin.lines import Line, Unended, Unreadable, as_text, text_fault
 from metrics_ingest.errors import Fault
 
 METRIC_COLUMNS = ("user_id", "metric_type", "value", "timestamp", "session_id", "metric_id")
@@ -44,10 +44,11 @@ def csv_rows(lines: Iterable[bytes], names: Sequence[str] = METRIC_COLUMNS) -> I
         while whole.count(b'"') % 2 and len(more) < LINES_PER_ROW and (following := take()):
             more.append(following)
             whole = whole + b"\n" + following[1]
-        row = _row(number, whole, columns, names)
+        ended = not isinstance(more[-1][1] if more else line, Unended)
+        row = _row(number, whole, columns, names, ended)
         if row.fault and more:
             ahead.extendleft(reversed(more))
-            row = _row(number, line, columns, names)
+            row = _row(number, line, columns, names, True)
         yield row
 
 
@@ -71,8 +72,8 @@ def _columns(header: bytes, names: Sequence[str]) -> list[str]:
     return columns
 
 
-def _row(number: int, line: bytes, columns: list[str], names: Sequence[str]) -> Line:
-    """Convert a row. An empty cell means that the field is absent."""
+def _row(number: int, line: bytes, columns: list[str], names: Sequence[str], ended: bool) -> Line:
+    """Convert a row. An empty cell means that the field is absent. Without a line end, the row may have been cut."""
     fault = text_fault(line)
     if not fault:
         try:
@@ -80,15 +81,26 @@ def _row(number: int, line: bytes, columns: list[str], names: Sequence[str]) -> 
         except csv.Error as error:
             fault = Fault("invalid_field", f"the row is not valid CSV: {error}")
         else:
-            if len(cells) == len(columns):
+            if len(cells) == len(columns) and not ended and _may_be_cut(columns[-1], cells[-1]):
+                detail = "the last line has no line end, so it may be cut: add one if it is complete"
+                fault = Fault("invalid_field", detail)
+            elif len(cells) == len(columns):
                 row = dict(zip(columns, cells, strict=True))
                 metric: dict[str, Any] = {name: row[name] for name in names if row.get(name)}
                 if "value" in metric:
                     metric["value"] = _value(metric["value"])
                 return Line(number, json.dumps(metric).encode())
-            detail = f"the row has {len(cells)} cells, but the header has {len(columns)}"
-            fault = Fault("invalid_field", detail + '; a cell with a comma needs quotes: "12,5"')
+            else:
+                detail = f"the row has {len(cells)} cells, but the header has {len(columns)}"
+                fault = Fault("invalid_field", detail + '; a cell with a comma needs quotes: "12,5"')
     return Line(number, json.dumps(as_text(line)).encode(), fault)  # ingest_batch rejects a text
+
+
+def _may_be_cut(column: str, cell: str) -> bool:
+    """Whether the cell may be the beginning of another one that is valid, as 12 is of 12.5."""
+    if column in ("timestamp", "created_at"):
+        return not cell.endswith(("Z", "z"))
+    return not cell if column in ("user_id", "session_id", "metric_id") else column not in IGNORED_COLUMNS
 
 
 def _value(text: str) -> Any:

@@ -25,6 +25,10 @@ class Unreadable(Exception):
     """The file as a whole cannot be read; the text says why."""
 
 
+class Unended(bytes):
+    """The last line of a file, when nothing ends it: it may have been cut."""
+
+
 class Line(NamedTuple):
     """One metric of a file, as it is sent: JSON without line breaks.
 
@@ -67,7 +71,10 @@ def _utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines without their ends, which are LF, CRLF or CR. A line of more than MAX_LINE_BYTES is cut."""
+    """Yield the lines without their ends, which are LF, CRLF or CR; a last one without an end is Unended.
+
+    A line of more than MAX_LINE_BYTES is cut.
+    """
     rest = b""
     for block in blocks:
         lines = (rest + block).splitlines(keepends=True)
@@ -77,7 +84,7 @@ def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         if len(rest) > MAX_LINE_BYTES + 1:  # what ends with CR may go on with LF
             rest = rest[: MAX_LINE_BYTES + 1] + (b"\r" if rest.endswith(b"\r") else b"")
     if rest:
-        yield rest.rstrip(b"\r\n")
+        yield rest.removesuffix(b"\r") if rest.endswith(b"\r") else Unended(rest)
 
 
 def text_fault(line: bytes) -> Fault | None:
