@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from pg8000.native import Connection
 
-from benchmarks.servers import FRAMEWORK, ROOT, _stop, cpu_seconds, post
+from benchmarks.servers import FRAMEWORK, ROOT, cpu_seconds, post, stop
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations
 from metrics_ingest.storage.driver import connect
@@ -98,7 +98,7 @@ def function(name: str, url: str, user: str) -> Iterator[tuple[int, str]]:
             time.sleep(0.1)  # it cannot say when it listens: a poll, which takes no processor time from its start
         yield popen.pid, path
     finally:
-        _stop(popen)
+        stop(popen)
 
 
 def measure(url: str, servers: dict[str, list[int]], load: str, seconds: int, users: list[str]) -> dict[str, float]:
@@ -114,17 +114,9 @@ def measure(url: str, servers: dict[str, list[int]], load: str, seconds: int, us
 
         def wrk(duration: int) -> dict[str, Any]:
             target = [f"http://127.0.0.1:{PORT}", "--", file.name, path, str(size)]
-            command = [
-                "wrk",
-                "-t1",
-                f"-c{connections}",
-                f"-d{duration}s",
-                "--timeout",
-                "30s",
-                "-s",
-                "benchmarks/load.lua",
-            ]
-            output = subprocess.run([*command, *target], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+            options = f"-t1 -c{connections} -d{duration}s --timeout 30s -s benchmarks/load.lua".split()
+            command = ["wrk", *options, *target]
+            output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
             return dict(json.loads(output.splitlines()[-1]))
 
         wrk(2)

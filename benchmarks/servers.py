@@ -151,10 +151,11 @@ def start(name: str, function: str, postgres: Postgres, database: str | None = N
             ended.set()
             sampler.join()
     finally:
-        _stop(popen)
+        stop(popen)
 
 
-def _stop(popen: subprocess.Popen[bytes]) -> None:
+def stop(popen: subprocess.Popen[bytes]) -> None:
+    """End a server and its processes."""
     tree = family(popen.pid)
     popen.terminate()
     _, alive = psutil.wait_procs(tree, timeout=5)
