@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from metrics_ingest.admin import database
+from metrics_ingest.admin import database, partitions
 from metrics_ingest.admin import drain as draining
 from metrics_ingest.local import postgres as embedded
 from metrics_ingest.settings import read_database
@@ -247,6 +247,29 @@ def test_writers_answer_while_a_month_cannot_be_dropped(
     reader.close()
     assert slowest < 1  # generous: the machine is shared
     assert console.json(*MAINTAIN, "--keep", "2y")[0]["dropped"] == ["metrics_p2019_12"]
+
+
+def test_time_limit_of_a_lock_is_that_of_its_transaction(
+    console: Console, filled: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler may give each transaction another session: a limit of the session would be somebody else's."""
+    filled("2019-12-01", 5)
+    console.run(*MAINTAIN)
+    remove, lock = partitions._remove, database.advisory_lock
+    limits: list[str] = []
+
+    def spy_on_attempt(connection: Any, *arguments: Any) -> bool:
+        limits.extend(connection.run("SHOW lock_timeout")[0])
+        monkeypatch.setattr(database, "advisory_lock", spy_in_transaction)
+        return remove(connection, *arguments)
+
+    def spy_in_transaction(connection: Any, *arguments: Any, **options: Any) -> None:
+        limits.extend(connection.run("SHOW lock_timeout")[0])
+        lock(connection, *arguments, **options)
+
+    monkeypatch.setattr(partitions, "_remove", spy_on_attempt)
+    assert console.json(*MAINTAIN, "--keep", "2y")[0]["dropped"] == ["metrics_p2019_12"]
+    assert limits[:2] == ["0", f"{table_locks.FIRST_WAIT_MS}ms"]
 
 
 @pytest.mark.parametrize("style", ["SQL, DMY", "German", "Postgres, MDY"])

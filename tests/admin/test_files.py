@@ -2,7 +2,9 @@
 
 import codecs
 import gzip
+import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,23 @@ def test_line_above_the_limit_is_rejected_and_the_next_ones_are_stored(stack: St
     row = f"{user},speaker_used,1,2026-03-03T10:00:00Z\n"
     counts, rejected = load(HEADER + row + "x" * 2_000_000 + ",,,\n" + row.replace(",1,", ",0,"))
     assert (counts["stored"], counts["rejected"], list(rejected)) == (2, 1, [3])
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv"])
+def test_line_of_any_length_needs_no_more_memory(tmp_path: Path, form: str) -> None:
+    """200 MB without a line end: read in blocks, of which the first MiB is kept."""
+    path, row = tmp_path / f"m.{form}", json.dumps(ROW) + "\n"
+    with path.open("wb") as file:
+        file.write((HEADER if form == "csv" else row).encode())
+        file.truncate(200_000_000)  # NUL bytes that take no room on the disk
+        file.seek(0, io.SEEK_END)
+        file.write(b"\n" + (f"{USER},talked_time,1,2024-08-08T12:00:00Z\n" if form == "csv" else row).encode())
+    tracemalloc.start()
+    (chunk,) = files.read_chunks(str(path), False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [line.fault and line.fault.code for line in chunk.lines[-2:]] == ["payload_too_large", None]
+    assert peak < 20_000_000
 
 
 def test_chunk_of_long_lines_is_not_larger_than_a_request_may_be(stack: Stack, load: Callable[..., Any]) -> None:

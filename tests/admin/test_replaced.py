@@ -127,7 +127,7 @@ def test_it_goes_on_month_by_month_when_the_locks_cannot_be_had(
     filled("2019-12-01", 30)
     original = database.with_table_locks
 
-    def refused(connection: Any, attempt: Callable[[], Any], *tables: str, **options: Any) -> Any:
+    def refused(connection: Any, attempt: Callable[[int], Any], *tables: str, **options: Any) -> Any:
         if "metrics_default_next" in tables:
             raise click.ClickException("a long transaction locks the tables")
         return original(connection, attempt, *tables, **options)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from admin.test_summaries import differences, sample, users
+from metrics_ingest.admin import summaries
 from metrics_ingest.local.postgres import utils
 from support.console import Console, ingest
-from support.processes import Postgres, connected
+from support.processes import Postgres, connected, eventually
 
 __all__ = ["users"]  # the fixture
 REFRESHED = {"metrics": 1, "sessions": 1, "user_days": 1, "type_hours": 1}
@@ -144,6 +145,19 @@ def test_long_refresh_holds_up_others_for_a_step_at_most(users: Console) -> None
     assert differences(users) == {}
 
 
+def test_refresh_that_fails_in_a_later_step_keeps_what_it_has_merged(users: Console) -> None:
+    """Each step is a transaction: it is how long an erasure or a drop waits for a long refresh."""
+    ((source,),) = users.sql("SELECT pg_get_functiondef('refresh_summaries_step'::regproc)")
+    users.sql(source.replace("200000", "10"))
+    users.ingest(*(sample(1, second, "talked_time", 5) for second in range(45)))
+    users.sql("ALTER TABLE type_hour_rollup ADD CONSTRAINT full_hour CHECK (metric_count <= 25)")
+    users.run("summaries", "refresh", exit_code=1)
+    assert users.sql("SELECT metric_count FROM type_hour_rollup") == [[20]]
+    users.sql("ALTER TABLE type_hour_rollup DROP CONSTRAINT full_hour")
+    assert users.json("summaries", "refresh")["metrics"] == 25
+    assert differences(users) == {}
+
+
 def test_session_that_began_before_a_dropped_month_continues(users: Console) -> None:
     """Its dropped part stays in its summary."""
     users.ingest(sample(1, 0, "talked_time", 5))
@@ -159,8 +173,6 @@ def test_session_that_began_before_a_dropped_month_continues(users: Console) -> 
 def test_metrics_that_come_between_refresh_and_drop_are_summarised(
     users: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metrics_ingest.admin import summaries
-
     users.ingest(sample(1, 0, "talked_time", 5))
     users.run("partitions", "maintain", "--yes")
     original = summaries.refresh_before_drop
@@ -173,6 +185,30 @@ def test_metrics_that_come_between_refresh_and_drop_are_summarised(
     users.run("partitions", "maintain", "--keep", "12mo", "--yes")
     assert users.sql("SELECT count(*) FROM metrics") == [[0]]
     assert users.sql("SELECT metric_count, value FROM session_type_summary") == [[2, 12]]
+
+
+def test_drop_waits_for_a_refresh_and_loses_nothing(users: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another refresh begins after the last one of the drop, and with it a metric comes. No writer waits meanwhile."""
+    users.ingest(sample(1, 0, "talked_time", 5))
+    users.run("partitions", "maintain", "--yes")
+    other = users.connect()
+    original = summaries.refresh_before_drop
+
+    def refresh_before_drop(connection: object) -> None:
+        original(connection)
+        users.ingest(sample(1, 1, "talked_time", 7))
+        other.run("BEGIN; SELECT pg_advisory_xact_lock(hashtext('metrics-ingest summaries'))")
+
+    monkeypatch.setattr(summaries, "refresh_before_drop", refresh_before_drop)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(users.run, "partitions", "maintain", "--keep", "12mo", "--yes")
+        eventually(users.waits)
+        users.ingest(sample(1, 86_400 * 800, "talked_time", 1))
+        other.run("COMMIT")
+        assert "warning" not in done.result(60).stderr
+    other.close()
+    assert users.sql("SELECT count(*) FROM metrics") == [[1]]
+    assert users.sql("SELECT metric_count, value FROM session_type_summary") == [[3, 13]]
 
 
 def test_one_metric_more_in_a_large_bucket_is_merged_not_counted_again(users: Console) -> None:

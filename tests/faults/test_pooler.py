@@ -12,6 +12,7 @@ import pytest
 
 from faults.load import Load
 from metrics_ingest.settings import read_database
+from support.console import Console
 from support.mortal import Mortal, is_root
 from support.processes import Server, eventually, free_port, query
 
@@ -116,3 +117,20 @@ def test_named_statements_that_the_pooler_mixes_up_fail_no_request(
         load.check_all_stored()
         assert load.statuses.keys() == {200}
         assert "unavailable" not in server.log
+
+
+def test_commands_leave_nothing_in_the_pooler_s_connections(pooled: tuple[str, str]) -> None:
+    """Neither a lock, which would be held for ever, nor a time limit, which the next client would have."""
+    url, through = pooled
+    console = Console(through)
+    user = console.user()
+    console.ingest({"user_id": user, "timestamp": "2019-12-20T00:00:00Z"})
+    console.run("migrate")
+    console.run("partitions", "maintain", "--yes")
+    console.run("summaries", "refresh")
+    console.run("partitions", "maintain", "--keep", "2y", "--yes")
+    console.run("user", "forget", user, "--yes")
+    console.run("partitions", "maintain", "--ahead", "5", "--yes")
+    assert query(url, "SELECT FROM pg_locks WHERE locktype = 'advisory'") == []
+    settings = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+    assert query(through, settings) == [["0", "0"]]

@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 import yoyo
 
+from metrics_ingest.admin.database import PARTITIONS_LOCK, SUMMARIES_LOCK, advisory_lock
 from metrics_ingest.local import postgres as embedded
 from metrics_ingest.settings import read_database
 from metrics_ingest.storage import migrations
@@ -142,6 +143,20 @@ def test_month_with_rows_in_the_default_partition_is_left_there(database_url: st
     assert with_metric(database_url, "now() + interval '4 months'") == "metrics_default"
     assert query(database_url, "SELECT create_metrics_partitions(6)") == [[3]]
     assert query(database_url, "SELECT count(*) FROM metrics_default") == [[1]]
+
+
+def test_it_waits_for_no_other_command_when_no_month_is_missing(database_url: str) -> None:
+    """Maintenance, an erasure and a refresh hold these locks."""
+    database = read_database({"DATABASE_URL": database_url})
+    holder = connect(database, 60)
+    for name in (PARTITIONS_LOCK, SUMMARIES_LOCK):
+        advisory_lock(holder, name)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(migrations.migrate, database)
+        try:
+            assert done.result(20) == []
+        finally:
+            holder.close()
 
 
 def test_four_at_once_apply_each_migration_once(empty: str) -> None:

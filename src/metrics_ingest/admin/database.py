@@ -107,9 +107,11 @@ def where(conditions: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def transaction(connection: Any, modes: str = "ISOLATION LEVEL READ COMMITTED") -> Iterator[None]:
+def transaction(
+    connection: Any, modes: str = "ISOLATION LEVEL READ COMMITTED", *, lock_timeout_ms: int = 0
+) -> Iterator[None]:
     """Commit what the block does, or roll it back when the block raises. The settings are pinned again inside."""
-    connection.run(f"BEGIN {modes}; {PIN_TRANSACTION}")
+    connection.run(f"BEGIN {modes}; {PIN_TRANSACTION}; SET LOCAL lock_timeout = {lock_timeout_ms}")
     try:
         yield
         connection.run("COMMIT")
@@ -138,11 +140,13 @@ def advisory_lock(connection: Any, name: str, *, until_commit: bool = False) -> 
     connection.run(f"SELECT {function}(hashtext(:name))", name=name)
 
 
-def with_table_locks(connection: Any, attempt: Callable[[], Any], *tables: str, patience_s: float | None = None) -> Any:
+def with_table_locks(
+    connection: Any, attempt: Callable[[int], Any], *tables: str, patience_s: float | None = None
+) -> Any:
     """Call the attempt until it gets its table locks, as storage.table_locks does; return its result.
 
-    `tables` are those that it locks in ACCESS EXCLUSIVE mode. Raise ClickException after `patience_s`, which is
-    LOCK_RETRY_FOR_S by default.
+    It is told for how many milliseconds it may wait: the `lock_timeout_ms` of its transaction. `tables` are those that
+    it locks in ACCESS EXCLUSIVE mode. Raise ClickException after `patience_s`, which is LOCK_RETRY_FOR_S by default.
     """
     patience_s = LOCK_RETRY_FOR_S if patience_s is None else patience_s
     try:

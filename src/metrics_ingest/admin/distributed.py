@@ -38,8 +38,8 @@ def move(connection: Any, month: Partition) -> tuple[int, float] | None:
     ClickException.
     """
 
-    def attempt() -> tuple[int, float] | None:
-        with transaction(connection):
+    def attempt(wait_ms: int) -> tuple[int, float] | None:
+        with transaction(connection, lock_timeout_ms=wait_ms):
             connection.run(IN_ORDER)
             database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
             if not query(connection, EMPTY_OF_OURS, table=month.table, parent=month.parent):

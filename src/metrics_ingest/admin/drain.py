@@ -130,9 +130,13 @@ def drain(connection: Any, parent: str, ahead: int) -> Record:
 def _restore_autovacuum(connection: Any, default: str) -> None:
     """Turn autovacuum of the default on again, which an earlier version turned off and left so when it was killed."""
     off = "SELECT FROM pg_class WHERE oid = to_regclass(:name) AND 'autovacuum_enabled=off' = ANY (reloptions)"
+
+    def reset(wait_ms: int) -> None:
+        with transaction(connection, lock_timeout_ms=wait_ms):
+            connection.run(f"ALTER TABLE {default} RESET (autovacuum_enabled)")
+
     if connection.run(off, name=default):
-        reset = f"ALTER TABLE {default} RESET (autovacuum_enabled)"
-        with_table_locks(connection, lambda: connection.run(reset))
+        with_table_locks(connection, reset)
 
 
 def _is_prepared(connection: Any, month: Partition) -> bool:
@@ -180,7 +184,8 @@ def _move_once(connection: Any, partitions: list[Partition], *, copy_first: bool
             for month in partitions
         ]
 
-        def attempt() -> tuple[int, float]:
+        def attempt(wait_ms: int) -> tuple[int, float]:
+            connection.run(f"SET LOCAL lock_timeout = {wait_ms}")
             try:
                 return _attach(connection, partitions, copies, only_recent=True)
             except DatabaseError as error:

@@ -47,8 +47,8 @@ def prepare(connection: Any, partition: Partition) -> bool:
     have attached it meanwhile.
     """
 
-    def attempt() -> bool:
-        with transaction(connection):
+    def attempt(wait_ms: int) -> bool:
+        with transaction(connection, lock_timeout_ms=wait_ms):
             database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
             if query(connection, IS_PARTITION, parent=partition.parent, partition=partition.table):
                 return True

@@ -113,11 +113,11 @@ def _drop_old(connection: Any, parent: str, age: str, *, detach: bool, yes: bool
     return removed
 
 
-def _remove(connection: Any, row: Record, age: str, keys: list[Record], detach: bool) -> bool:
+def _remove(connection: Any, row: Record, age: str, keys: list[Record], detach: bool, wait_ms: int) -> bool:
     """Drop or detach one partition. Return False when it is no partition any more, or not surely older than `age`."""
     parent, name = row["table"], row["partition"]
     tables = ", ".join([*(key["target"] for key in keys), f"ONLY {parent}", f"{parent}_default", name])
-    with database.transaction(connection):
+    with database.transaction(connection, lock_timeout_ms=wait_ms):
         database.advisory_lock(connection, database.PARTITIONS_LOCK, until_commit=True)
         if not database.query(connection, IS_PARTITION, parent=parent, partition=name):
             return False

@@ -51,9 +51,14 @@ def drop(connection: Any, parent: str) -> int:
         connection.run(f"INSERT INTO {parent} ({columns}) SELECT {columns} FROM {table} ON CONFLICT DO NOTHING")
         left = int(connection.row_count)
         connection.run(f"DELETE FROM {table}")
+
+    def drop_table(wait_ms: int) -> None:
+        with transaction(connection, lock_timeout_ms=wait_ms):
+            connection.run(f"DROP TABLE IF EXISTS {table}")
+
     targets = {key["target"] for key in query(connection, FOREIGN_KEYS, parent=parent)}
     try:
-        with_table_locks(connection, lambda: connection.run(f"DROP TABLE IF EXISTS {table}"), *targets, table)
+        with_table_locks(connection, drop_table, *targets, table)
     except click.ClickException as error:
         click.echo(f"warning: {table}, which is empty now, was not dropped: {error}", err=True)
     return left

@@ -51,11 +51,8 @@ SETTINGS = {
 PIN_SESSION = "SET default_transaction_isolation = 'read committed'; " + "; ".join(
     f"SET {name} = '{value}'" for name, value in SETTINGS.items()
 )
-# The same inside a transaction, which a pooler may run in another session than the one before. Not lock_timeout, which
-# storage.table_locks has set for the transaction.
-PIN_TRANSACTION = "; ".join(
-    f"SET LOCAL {name} = '{value}'" for name, value in SETTINGS.items() if name != "lock_timeout"
-)
+# The same inside a transaction, which a pooler may run in another session than the one before.
+PIN_TRANSACTION = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in SETTINGS.items())
 
 
 class DatabaseSocket:

@@ -22,7 +22,7 @@ from pg8000.exceptions import Error
 import metrics_ingest
 from metrics_ingest.settings import Database
 from metrics_ingest.storage.driver import PIN_SESSION, PIN_TRANSACTION, DatabaseSocket, connect, connect_dbapi
-from metrics_ingest.storage.table_locks import LONGEST_WAIT_MS, TablesLocked, retry_until_locked
+from metrics_ingest.storage.table_locks import TablesLocked, retry_until_locked
 
 MONTHS_AHEAD = 2
 LOCK_PATIENCE_S = 600
@@ -93,11 +93,11 @@ class Migrator(yoyo.backends.DatabaseBackend):  # type: ignore[misc]  # yoyo car
     def in_transaction(self, work: Callable[..., object], *arguments: object) -> None:
         """Do the work in a transaction; repeat it for LOCK_PATIENCE_S while other sessions hold the locks it needs."""
 
-        def attempt() -> None:
+        def attempt(wait_ms: int) -> None:
             with self.transaction():
                 # Again in each transaction, because a pooler may have given it another session than the last one.
                 self.execute(PIN_TRANSACTION)
-                self.execute(f"SET LOCAL lock_timeout = {LONGEST_WAIT_MS}")
+                self.execute(f"SET LOCAL lock_timeout = {wait_ms}")
                 work(*arguments)
 
         try:

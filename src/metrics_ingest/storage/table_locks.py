@@ -42,40 +42,30 @@ class TablesLocked(Exception):
 
 
 def retry_until_locked(
-    run: Run, attempt: Callable[[], Result], *, tables: Sequence[str] = (), patience_s: float
+    run: Run, attempt: Callable[[int], Result], *, tables: Sequence[str] = (), patience_s: float
 ) -> Result:
     """Call the attempt, which takes table locks, until it gets them. Raise TablesLocked after `patience_s`.
 
-    An attempt that fails must undo what it did, and release its locks. It is not made while another transaction has
-    a lock on one of `tables` for long: name those that the attempt locks in ACCESS EXCLUSIVE mode.
+    It is told how many milliseconds it may wait for a lock, which it sets for its transaction: a setting of the session
+    would be somebody else's behind a pooler. An attempt that fails must undo what it did, and release its locks. It is
+    not made while another transaction has a lock on one of `tables` for long: name those that the attempt locks in
+    ACCESS EXCLUSIVE mode.
     """
     deadline = time.monotonic() + patience_s
     wait_ms = FIRST_WAIT_MS
     while True:
         if not (tables and _held_for_long(run, tables)):
             try:
-                run(f"SET lock_timeout = {wait_ms}")
-                return attempt()
+                return attempt(wait_ms)
             except (DatabaseError, NotNow) as error:
                 if isinstance(error, DatabaseError) and sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
                     raise
                 if time.monotonic() > deadline:
                     raise TablesLocked("a long transaction locks the tables") from error
-            finally:
-                _wait_without_limit(run)
             time.sleep(random.uniform(0.5, 1.5) * PAUSE * wait_ms / 1000)
             wait_ms = min(2 * wait_ms, LONGEST_WAIT_MS)
         elif time.monotonic() > deadline:
             raise TablesLocked("a long transaction locks the tables")
-
-
-def _wait_without_limit(run: Run) -> None:
-    """Set lock_timeout to none again, which the attempt may have left an aborted transaction to do."""
-    try:
-        run("SET lock_timeout = 0")
-    except DatabaseError as error:
-        if sqlstate(error) != "25P02":  # in_failed_sql_transaction: whoever ends the transaction resets it
-            raise
 
 
 def _held_for_long(run: Run, tables: Sequence[str]) -> bool:
