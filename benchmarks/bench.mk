@@ -31,7 +31,8 @@ $(BENCH_BUN)/node_modules/installed: $(BENCH_BUN)/package-lock.json
 	@mkdir -p $(@D) && touch $@
 
 # The same code on newer versions of Python, those of which are installed.
-.local/bench-python%/installed: requirements.lock
+.local/bench-python%/installed: requirements.lock $(wildcard src/metrics_ingest/*.py src/metrics_ingest/*/*.py)
 	@if python$* -c '' 2>/dev/null; then python$* -m venv $(@D) && \
-		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
+		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< -r deploy/build.lock && \
+		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .; fi
 	@mkdir -p $(@D) && touch $@

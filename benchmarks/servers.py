@@ -88,7 +88,7 @@ SERVERS = {
                 *FRAMEWORK[1:],
                 "functions/{function}/main.py",
             ),
-            {"ALLOW_ANONYMOUS": "true", "PYTHONPATH": "src"},
+            {"ALLOW_ANONYMOUS": "true"},
             "ours",
         )
         for python in PYTHONS
