@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,12 @@ def exporting(sdk: str, signal: str, url: str, user: str, **more: str) -> Iterat
         assert process.stdout
         assert process.stdout.readline() == "exporting\n"
         yield process
-        output, errors = process.communicate(timeout=40)
-        assert output == "exported\n", (output, errors, process.returncode)
+        # Not communicate(), which would miss what readline() has read ahead.
+        timer = threading.Timer(40, process.kill)
+        timer.start()
+        output = process.stdout.read()
+        timer.cancel()
+        assert output == "exported\n", (output, process.communicate())
     finally:
         process.kill()
         process.communicate()
