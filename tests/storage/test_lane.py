@@ -284,14 +284,19 @@ def test_refused_statement_keeps_the_connection() -> None:
     assert fake.connections == 1
 
 
+async def store_twice_three_times(lane: Lane) -> None:
+    """On two connections."""
+    for _ in range(2):
+        for _ in range(3):
+            until = asyncio.get_running_loop().time() + 5
+            assert await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, until) == []
+        lane.close()
+
+
 def test_statement_is_parsed_once_a_connection() -> None:
     async def test() -> None:
         lane = Lane(read_database({"DATABASE_URL": fake.url}), SeenSessions())
-        for _ in range(2):
-            for _ in range(3):
-                until = asyncio.get_running_loop().time() + 5
-                assert await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, until) == []
-            lane.close()
+        await store_twice_three_times(lane)
 
     with FakePostgres([PARSED + row(None) + DONE + READY]) as fake:
         asyncio.run(test())
@@ -305,11 +310,7 @@ def test_statement_has_no_name_once_a_pooler_has_mixed_names_up(state: str) -> N
 
     async def test() -> None:
         lane = Lane(read_database({"DATABASE_URL": fake.url}), SeenSessions())
-        for _ in range(2):
-            for _ in range(3):
-                until = asyncio.get_running_loop().time() + 5
-                assert await lane.execute(Operation.STORE_METRICS, [METRIC], Commit.VALID_ITEMS, until) == []
-            lane.close()
+        await store_twice_three_times(lane)
 
     def reply(request: bytes) -> bytes:
         named = b"metrics-ingest" in request
