@@ -53,9 +53,8 @@ def test_only_the_users_of_a_lost_worker_wait(
         try:
             time.sleep(1)  # nothing to wait for: for so long metrics are sent before the loss
             subprocess.run(STOP, shell=True, check=True)
-            time.sleep(
-                6
-            )  # nothing to wait for: the worker is away for three times WRITE_TIMEOUT_S, so that some give up
+            # Nothing to wait for: the worker is away for three times WRITE_TIMEOUT_S, so that some give up.
+            time.sleep(6)  # so long, for the reason above
             subprocess.run(START, shell=True, check=True)
             eventually(
                 lambda: (
